@@ -1,0 +1,146 @@
+"""What the agent needs of a host, as small Protocols; each has a real driver and a fake.
+
+Every verb is idempotent and synchronous, and bounded in time. Drivers mark all that they create
+with the owning host's name, and never change or remove what is not marked as that host's: they
+raise ForeignObject instead. tests/contract/ holds the one suite that real drivers and fakes pass.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Protocol
+
+from schemas.plan import Disk, Domain
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A domain of ours as the hypervisor has it."""
+
+    name: str
+    running: bool
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """A port of a bridge of ours. `tag` is its access VLAN, None if it has none."""
+
+    name: str
+    tag: int | None = None
+    trunks: tuple[int, ...] = ()
+    error: str = ""
+    """What Open vSwitch says is wrong with the interface (`Interface.error`)."""
+
+
+@dataclass(frozen=True)
+class BridgeInfo:
+    """A bridge of ours; `ports` leaves out the bridge's own internal port."""
+
+    name: str
+    ports: dict[str, PortInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """`address` is for `mac` alone; `name` is what the address server calls it."""
+
+    mac: str
+    address: IPv4Address
+    name: str
+
+
+class Hypervisor(Protocol):
+    """Domains. Raises DomainError, or ForeignObject for a domain that is not ours."""
+
+    def ensure_domain(self, domain: Domain) -> None:
+        """Define `domain` as planned; a running one gets it at its next start."""
+
+    def start_domain(self, name: str) -> None:
+        """Power on; nothing if it runs."""
+
+    def power_off_domain(self, name: str) -> None:
+        """Power off at once, as pulling the plug; nothing if it is off or not there."""
+
+    def remove_domain(self, name: str) -> None:
+        """Power off and undefine, with all that libvirt keeps for it; nothing if not there."""
+
+    def domains(self) -> tuple[DomainInfo, ...]:
+        """All that are marked as this host's."""
+
+    def close(self) -> None:
+        """Let go of the connection; the domains stay as they are."""
+
+
+class Switch(Protocol):
+    """Bridges and ports. Raises BridgeError, or ForeignObject for a bridge that is not ours."""
+
+    def ensure_bridge(self, name: str) -> None: ...
+
+    def ensure_port(self, bridge: str, port: str) -> None:
+        """`port` is on `bridge`, with neither tag nor trunks, and has no error."""
+
+    def remove_port(self, bridge: str, port: str) -> None: ...
+
+    def remove_bridge(self, name: str) -> None: ...
+
+    def bridges(self) -> tuple[BridgeInfo, ...]:
+        """All that are marked as this host's."""
+
+    def close(self) -> None: ...
+
+
+class HostNetwork(Protocol):
+    """Taps, and the host's own addresses. Raises NetworkError or ForeignObject."""
+
+    def ensure_tap(self, name: str) -> None:
+        """A persistent tap device that qemu's user may open, up."""
+
+    def remove_tap(self, name: str) -> None: ...
+
+    def taps(self) -> tuple[str, ...]:
+        """Names of all that are marked as this host's."""
+
+    def ensure_address(self, interface: str, address: IPv4Interface) -> None:
+        """`interface` is up and has `address`; another interface that has it loses it."""
+
+    def ensure_up(self, interface: str) -> None: ...
+
+
+class AddressServer(Protocol):
+    """Tells each seed its address on the public bridge. Raises AddressServerError."""
+
+    def ensure_reservations(self, reservations: Iterable[Reservation]) -> None:
+        """Exactly these are served, from when this returns; anyone else gets no answer."""
+
+    def reservations(self) -> tuple[Reservation, ...]: ...
+
+    def remove(self) -> None:
+        """Stop serving and leave nothing behind."""
+
+
+class Disks(Protocol):
+    """Disks of domains. Raises DiskError."""
+
+    def check_image(self, image: Path) -> None:
+        """`image` exists, is qcow2 or raw, and qemu's user can read it."""
+
+    def make_fresh(self, disk: Disk) -> None:
+        """`disk` is as new: a fresh overlay on its base, or blank. What it held is gone."""
+
+    def remove(self, path: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Drivers:
+    """All that one host's agent acts through."""
+
+    hypervisor: Hypervisor
+    switch: Switch
+    network: HostNetwork
+    addresses: AddressServer
+    disks: Disks
+
+    def close(self) -> None:
+        self.hypervisor.close()
+        self.switch.close()

@@ -1,0 +1,140 @@
+"""The host's configuration: one TOML file, parsed once, unknown keys refused."""
+
+import socket
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.names import HOST_PATTERN, LABEL_PATTERN, MAX_LABELS
+
+Label = Annotated[str, StringConstraints(pattern=LABEL_PATTERN)]
+HostName = Annotated[str, StringConstraints(pattern=HOST_PATTERN)]
+InterfaceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
+"""A Linux network interface: 15 characters at most (IFNAMSIZ)."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _machine_name() -> str:
+    return socket.gethostname()
+
+
+class HostSection(_Section):
+    name: HostName = Field(default_factory=_machine_name, validate_default=True)
+    """Unique in the fleet; the agent answers on `host.<name>`."""
+    brokers: tuple[str, ...] = Field(default=("127.0.0.1:4730",), min_length=1)
+    state_dir: Path = Path("/var/lib/testenv")
+
+
+class HypervisorSection(_Section):
+    uri: str = "qemu:///system"
+    domain_type: Literal["auto", "kvm", "qemu"] = "auto"
+    """`auto` runs a tiny guest for a moment to prove that KVM works here, else QEMU's TCG."""
+
+
+class SwitchSection(_Section):
+    ovsdb: str = "unix:/run/openvswitch/db.sock"
+    datapath_type: Literal["auto", "system", "netdev"] = "auto"
+    """`auto` is `system` where the kernel has openvswitch, else the userspace `netdev`."""
+
+
+class PublicSection(_Section):
+    """The network on which every seed's first NIC is."""
+
+    bridge: InterfaceName = "br-ctlplane"
+    interface: InterfaceName | Literal[""] = ""
+    """A physical NIC to move onto the bridge; none if empty."""
+    address: IPv4Interface = IPv4Interface("203.0.113.1/24")
+    """This host's own address on the bridge, with its prefix length."""
+    seed_addresses: tuple[IPv4Address, IPv4Address] = (
+        IPv4Address("203.0.113.10"),
+        IPv4Address("203.0.113.99"),
+    )
+    """First and last address for seeds, inclusive; environment 1 has the first."""
+    provider: Literal["dnsmasq", "static"] = "dnsmasq"
+    """Who tells a seed its address: a dnsmasq of ours on the bridge, or somebody else."""
+
+    @model_validator(mode="after")
+    def _addresses_fit(self) -> Self:
+        first, last = self.seed_addresses
+        network = self.address.network
+        if first > last:
+            raise ValueError(f"seed_addresses must be [first, last]; {first} is after {last}")
+        for address in self.seed_addresses:
+            if address not in network:
+                raise ValueError(f"seed_addresses: {address} is not in the bridge's {network}")
+        if first <= network.network_address or last >= network.broadcast_address:
+            raise ValueError(f"seed_addresses must be host addresses inside {network}")
+        if first <= self.address.ip <= last:
+            raise ValueError(f"seed_addresses must not contain the host's own {self.address.ip}")
+        return self
+
+
+class Resources(_Section):
+    """What is left to the host itself when environments are counted."""
+
+    memory_mib: int = Field(default=1024, ge=0)
+    cpus: int = Field(default=1, ge=0)
+    disk_gib: int = Field(default=5, ge=0)
+
+
+class Machine(_Section):
+    """The size of one VM."""
+
+    cpus: int = Field(default=1, ge=1, le=512)
+    memory_mib: int = Field(default=256, ge=32)
+    disk_gib: int = Field(default=1, ge=1)
+
+
+class SeedSection(Machine):
+    image: Path | None = None
+    """Base image (qcow2 or raw) of the seed's disk."""
+    kernel: Path | None = None
+    """Direct kernel boot instead of an image; the disk is then blank."""
+    initrd: Path | None = None
+    cmdline: str = ""
+
+    @model_validator(mode="after")
+    def _one_way_to_boot(self) -> Self:
+        if self.image and self.kernel:
+            raise ValueError("give image or kernel, not both")
+        if not self.image and not self.kernel:
+            raise ValueError("the seed needs an image, or a kernel for direct boot")
+        if not self.kernel and (self.initrd or self.cmdline):
+            raise ValueError("initrd and cmdline need a kernel")
+        for path in (self.image, self.kernel, self.initrd):
+            if path and not path.is_absolute():
+                raise ValueError(f"{path} must be an absolute path: qemu opens it, not the agent")
+        return self
+
+
+class NodesSection(Machine):
+    count: int = Field(default=2, ge=0, le=100)
+    disk_format: Literal["qcow2", "raw"] = "qcow2"
+    boot: Literal["network", "disk"] = "network"
+
+
+def _default_seed() -> SeedSection:
+    return SeedSection(image=Path("/var/lib/testenv/images/seed.qcow2"))
+
+
+class EnvironmentsSection(_Section):
+    count: Annotated[int, Field(ge=0, le=999)] | Literal["auto"] = "auto"
+    reserve: Resources = Resources()
+    labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)] = ()
+    seed: SeedSection = Field(default_factory=_default_seed)
+    nodes: NodesSection = NodesSection()
+
+
+class HostConfig(_Section):
+    """Everything that an admin says about one test-environment host."""
+
+    host: HostSection = Field(default_factory=HostSection)
+    hypervisor: HypervisorSection = HypervisorSection()
+    switch: SwitchSection = SwitchSection()
+    public: PublicSection = PublicSection()
+    environments: EnvironmentsSection = Field(default_factory=EnvironmentsSection)

@@ -1,0 +1,101 @@
+"""The lock request: what a client queues as the arguments of its `lockenv` job.
+
+Version 1 is toci's: `{"callback_name": "callback_<jobnum>", "timeout": "10800"}`, scalars as
+strings, further keys ignored. What is new stands under one key, `testenv`, which a v1 peer
+ignores. Plain dataclasses rather than pydantic: a client's way from spawn to command is measured.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.errors import OfferRefused
+
+DEFAULT_TIMEOUT_S = 10800
+"""How long a lease lasts where neither side says otherwise; toci's default, three hours."""
+
+MARGIN_S = 30.0
+"""The agent frees an environment this much after the client should have stopped its command."""
+
+KILL_AFTER_S = 10.0
+"""How long a command that is told to end (SIGTERM) has to clean up before SIGKILL."""
+
+
+class BadLockRequest(ValueError):
+    """The arguments of a `lockenv` job that name no callback; nobody can be served."""
+
+
+@dataclass(frozen=True)
+class LockRequest:
+    """One client's wish for one environment.
+
+    `timeout_s`: how long the client may hold it, None to leave that to the agent.
+    `holder`: who asks, for people to read.
+    `stops_within_s`: the client's promise that its command is dead this many seconds after its
+    broker connection broke; None for a v1 client, which promises nothing.
+    """
+
+    callback: str
+    timeout_s: float | None = None
+    holder: str = ""
+    stops_within_s: float | None = None
+
+    def dump(self) -> bytes:
+        """The job's arguments, readable by toci's own worker."""
+        document: dict[str, Any] = {"callback_name": self.callback}
+        if self.timeout_s is not None:
+            document["timeout"] = str(int(self.timeout_s))
+        document["testenv"] = {"holder": self.holder, "stops_within_s": self.stops_within_s}
+        return json.dumps(document).encode()
+
+    @classmethod
+    def parse(cls, arguments: bytes) -> "LockRequest":
+        """Read a job's arguments, of toci's client or ours.
+
+        Raises BadLockRequest if no callback is named or the timeout is not a positive number.
+        """
+        try:
+            document = json.loads(arguments)
+        except ValueError as exc:
+            raise BadLockRequest(f"arguments are not JSON: {exc}") from exc
+        if not isinstance(document, dict):
+            raise BadLockRequest("arguments are not a JSON object")
+        callback = document.get("callback_name")
+        if not isinstance(callback, str) or not callback or "\0" in callback:
+            raise BadLockRequest("no callback_name")
+        ours = document.get("testenv")
+        ours = ours if isinstance(ours, dict) else {}
+        return cls(
+            callback=callback,
+            timeout_s=_seconds(document, "timeout"),
+            holder=str(ours.get("holder") or document.get("job_identifier") or callback),
+            stops_within_s=_seconds(ours, "stops_within_s"),
+        )
+
+
+def _seconds(document: dict[str, Any], key: str) -> float | None:
+    value = document.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError) as exc:
+        raise BadLockRequest(f"{key} is not a number of seconds: {value!r}") from exc
+    if not 0 < seconds < float("inf"):
+        raise BadLockRequest(f"{key} is not a positive number of seconds: {value!r}")
+    return seconds
+
+
+def parse_offer(data: bytes) -> dict[str, Any]:
+    """The data file that an agent offers, as the JSON object that it must be.
+
+    Raises OfferRefused: toci's workers put error texts in the data file's place.
+    """
+    try:
+        document = json.loads(data)
+    except ValueError as exc:
+        start = data[:80].decode(errors="replace").strip()
+        raise OfferRefused(f"its data is not JSON: {start!r}" if start else "no data file") from exc
+    if not isinstance(document, dict) or not document:
+        raise OfferRefused("its data is not a JSON object with keys")
+    return document

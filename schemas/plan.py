@@ -1,0 +1,135 @@
+"""The plan: every name, MAC, address, bridge and disk that a configuration stands for."""
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+Mac = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Role(StrEnum):
+    SEED = "seed"
+    NODE = "node"
+
+
+class Network(StrEnum):
+    PUBLIC = "public"
+    """Shared by all seeds of a host, and reachable by CI jobs."""
+    PRIVATE = "private"
+    """One environment's own: its seed and its nodes."""
+
+
+class Facts(_Plan):
+    """What a host has to give, before any reserve."""
+
+    memory_mib: int
+    cpus: int
+    disk_gib: int
+
+
+class Bound(_Plan):
+    """How many environments one resource allows: `available // each`."""
+
+    resource: str
+    unit: str
+    total: int
+    reserve: int
+    each: int
+    allows: int
+
+
+class Count(_Plan):
+    """How many environments there are, and why."""
+
+    value: int
+    wanted: int | Literal["auto"]
+    bounds: tuple[Bound, ...]
+    limited_by: str
+    """The resource that allows least."""
+
+
+class Nic(_Plan):
+    """One network card, its wire and its address."""
+
+    mac: Mac
+    network: Network
+    bridge: str
+    port: str
+    """The persistent tap device on `bridge`; its VLAN tag survives power cycles."""
+    address: IPv4Address | None = None
+    """Reserved for this MAC; None where the network's own DHCP decides (the seed's)."""
+
+
+class Disk(_Plan):
+    """A domain's only disk: an overlay on `base`, or blank."""
+
+    path: Path
+    size_gib: int
+    format: Literal["qcow2", "raw"]
+    base: Path | None = None
+
+
+class KernelBoot(_Plan):
+    kernel: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+class Domain(_Plan):
+    """One VM. `uuid` is derived like the MACs, so that it is the same after a rebuild."""
+
+    name: str
+    uuid: UUID
+    role: Role
+    cpus: int
+    memory_mib: int
+    disk: Disk
+    nics: tuple[Nic, ...]
+    boot: Literal["network", "disk"] | KernelBoot
+    console: Path
+    """Where the serial console is logged."""
+
+
+class Environment(_Plan):
+    """One seed and its nodes on a private bridge: what a lease is for."""
+
+    id: str
+    number: int
+    bridge: str
+    seed: Domain
+    nodes: tuple[Domain, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        return (self.seed, *self.nodes)
+
+
+class PublicNetwork(_Plan):
+    """The bridge that all seeds share, and the host's own place on it."""
+
+    bridge: str
+    interface: str
+    address: IPv4Interface
+    provider: Literal["dnsmasq", "static"]
+
+
+class HostPlan(_Plan):
+    """All that a host carries."""
+
+    host: str
+    public: PublicNetwork
+    count: Count
+    environments: tuple[Environment, ...]
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        return tuple(domain for env in self.environments for domain in env.domains)
