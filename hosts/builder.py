@@ -1,0 +1,145 @@
+"""Brings a host to its plan, and an environment back to it. Synchronous, over the drivers.
+
+Every step is idempotent, so that a first start, an agent's restart and a host's reboot are one
+path: run all of it again. Nothing that is not marked as this host's is changed or removed.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hosts.drivers.base import Drivers, Reservation
+from schemas.errors import DriverError
+from schemas.plan import Environment, HostPlan, Role
+
+log = logging.getLogger(__name__)
+
+
+class Builder:
+    """Makes and resets the environments of one plan. Safe to call from several threads."""
+
+    def __init__(self, plan: HostPlan, drivers: Drivers, state_dir: Path) -> None:
+        self._plan = plan
+        self._drivers = drivers
+        self._state_dir = state_dir
+        self._host_lock = threading.Lock()
+        self._converged = False
+        self._environment_locks = {env.id: threading.Lock() for env in plan.environments}
+
+    def converge_host(self) -> None:
+        """What all environments share: directories, the public bridge, addresses; leaks go.
+
+        Done once; after a failure the next call tries again.
+        """
+        with self._host_lock:
+            if self._converged:
+                return
+            for directory in ("disks", "console"):
+                (self._state_dir / directory).mkdir(parents=True, exist_ok=True)
+            self._remove_leaks()
+            self._ensure_public()
+            self._converged = True
+
+    def build(self, env: Environment) -> None:
+        """Make `env` as planned, with fresh disks and its seed powered on."""
+        self.converge_host()
+        with self._alone(env):
+            self._reset(env)
+
+    def turn_over(self, env: Environment) -> None:
+        """Take `env` back from its last holder: power off, then as new."""
+        with self._alone(env):
+            self._reset(env)
+
+    def destroy(self) -> None:
+        """Remove all that is marked as this host's, planned or not."""
+        drivers = self._drivers
+        for domain in drivers.hypervisor.domains():
+            drivers.hypervisor.remove_domain(domain.name)
+        for bridge in drivers.switch.bridges():
+            drivers.switch.remove_bridge(bridge.name)
+        for tap in drivers.network.taps():
+            drivers.network.remove_tap(tap)
+        drivers.addresses.remove()
+        for directory in ("disks", "console"):
+            for path in _files(self._state_dir / directory):
+                drivers.disks.remove(path)
+
+    def _reset(self, env: Environment) -> None:
+        drivers = self._drivers
+        for domain in env.domains:
+            drivers.hypervisor.power_off_domain(domain.name)
+        drivers.switch.ensure_bridge(env.bridge)
+        for domain in env.domains:
+            for nic in domain.nics:
+                drivers.network.ensure_tap(nic.port)
+                drivers.switch.ensure_port(nic.bridge, nic.port)
+            drivers.disks.make_fresh(domain.disk)
+            drivers.hypervisor.ensure_domain(domain)
+        drivers.hypervisor.start_domain(env.seed.name)
+
+    def _ensure_public(self) -> None:
+        public, drivers = self._plan.public, self._drivers
+        drivers.switch.ensure_bridge(public.bridge)
+        if public.interface:
+            drivers.switch.ensure_port(public.bridge, public.interface)
+            drivers.network.ensure_up(public.interface)
+        drivers.network.ensure_address(public.bridge, public.address)
+        drivers.addresses.ensure_reservations(reservations(self._plan))
+
+    def _remove_leaks(self) -> None:
+        """What is marked as ours and not in the plan, for instance after a smaller count."""
+        plan, drivers = self._plan, self._drivers
+        domains = {domain.name for domain in plan.domains}
+        bridges = {env.bridge for env in plan.environments} | {plan.public.bridge}
+        taps = {nic.port for domain in plan.domains for nic in domain.nics}
+        disks = {domain.disk.path for domain in plan.domains}
+        for domain in drivers.hypervisor.domains():
+            if domain.name not in domains:
+                log.info("removing domain %s: not in the plan", domain.name)
+                drivers.hypervisor.remove_domain(domain.name)
+        for bridge in drivers.switch.bridges():
+            if bridge.name not in bridges:
+                log.info("removing bridge %s: not in the plan", bridge.name)
+                drivers.switch.remove_bridge(bridge.name)
+                continue
+            for port in bridge.ports:
+                if port not in taps | {plan.public.interface}:
+                    log.info("removing port %s of %s: not in the plan", port, bridge.name)
+                    drivers.switch.remove_port(bridge.name, port)
+        for tap in drivers.network.taps():
+            if tap not in taps:
+                log.info("removing tap %s: not in the plan", tap)
+                drivers.network.remove_tap(tap)
+        for path in _files(self._state_dir / "disks"):
+            if path not in disks:
+                log.info("removing disk %s: not in the plan", path)
+                drivers.disks.remove(path)
+
+    @contextmanager
+    def _alone(self, env: Environment) -> Iterator[None]:
+        """One reset of `env` at a time: an earlier one may still hang in a driver's call."""
+        lock = self._environment_locks[env.id]
+        if not lock.acquire(timeout=1):
+            raise DriverError(env.id, "an earlier step has not come back from its driver yet")
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def reservations(plan: HostPlan) -> tuple[Reservation, ...]:
+    """Each seed's public address, for its MAC alone."""
+    return tuple(
+        Reservation(mac=nic.mac, address=nic.address, name=domain.name.replace("_", "-"))
+        for domain in plan.domains
+        if domain.role is Role.SEED
+        for nic in domain.nics
+        if nic.address is not None
+    )
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("*") if path.is_file())

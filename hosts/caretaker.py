@@ -1,0 +1,111 @@
+"""Who makes an environment, resets it between leases, and describes it to a holder."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from hosts.builder import Builder
+from hosts.datafile import data_file, lease_data
+from schemas.errors import ConfigError, HostError
+from schemas.plan import Environment, HostPlan
+from schemas.status import Lease
+
+STEP_TIMEOUT_S = 120.0
+"""How long building or turnover may take before the environment is called BROKEN."""
+
+
+class Caretaker(Protocol):
+    """Raises TestenvError from `build` and `turn_over` when the environment cannot be offered."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def number(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    async def build(self) -> None:
+        """Make the environment, or bring what there is of it to its plan."""
+
+    async def turn_over(self) -> None:
+        """Take it back from the holder of an ended lease and make it as new."""
+
+    def data_file(self, lease: Lease) -> bytes:
+        """The JSON text that the holder of `lease` gets."""
+
+
+class BuiltEnvironment:
+    """An environment that the agent makes itself, from its plan, on libvirt and Open vSwitch."""
+
+    def __init__(
+        self, plan: HostPlan, env: Environment, builder: Builder, pool: ThreadPoolExecutor
+    ) -> None:
+        self._plan = plan
+        self._env = env
+        self._builder = builder
+        self._pool = pool
+        self.id = env.id
+        self.number = str(env.number)
+        self.labels = env.labels
+
+    async def build(self) -> None:
+        await self._step("building", self._builder.build)
+
+    async def turn_over(self) -> None:
+        await self._step("turnover", self._builder.turn_over)
+
+    def data_file(self, lease: Lease) -> bytes:
+        document = data_file(self._plan, self._env, lease)
+        return document.model_dump_json(by_alias=True, indent=2).encode()
+
+    async def _step(self, what: str, step: Callable[[Environment], None]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                await loop.run_in_executor(self._pool, step, self._env)
+        except TimeoutError as exc:
+            raise HostError(f"{what} did not finish within {STEP_TIMEOUT_S:g} s") from exc
+
+
+class ReadyMade:
+    """An environment that exists already: its data file is all that the agent knows of it.
+
+    The file is read again before every offer, so that an admin may change it between leases.
+    """
+
+    def __init__(self, path: Path, env_id: str, number: str, labels: tuple[str, ...] = ()) -> None:
+        self._path = path
+        self._document: dict[str, Any] = {}
+        self.id = env_id
+        self.number = number
+        self.labels = labels
+
+    async def build(self) -> None:
+        self._document = read_data_file(self._path)
+
+    async def turn_over(self) -> None:
+        self._document = read_data_file(self._path)
+
+    def data_file(self, lease: Lease) -> bytes:
+        ours = self._document.get("testenv")
+        extension = dict(ours) if isinstance(ours, dict) else {}
+        extension["lease"] = lease_data(lease).model_dump(mode="json")
+        return json.dumps({**self._document, "testenv": extension}, indent=2).encode()
+
+
+def read_data_file(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises ConfigError, naming the file."""
+    try:
+        document = json.loads(path.read_text())
+    except OSError as exc:
+        raise ConfigError(path, f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigError(path, f"is not JSON: {exc}") from exc
+    if not isinstance(document, dict) or not document:
+        raise ConfigError(path, "must be a JSON object with at least one key")
+    return document

@@ -1,0 +1,337 @@
+"""testenv-host: the command of host admins."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from broker.endpoint import Endpoint, parse_endpoints
+from hosts.agent import Agent, sole_agent
+from hosts.builder import Builder
+from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
+from hosts.config import load_config
+from hosts.facts import machine_facts, read_facts
+from hosts.lease import LeaseTiming
+from hosts.plan import plan_host
+from hosts.slot import SlotTiming
+from hosts.tables import print_plan
+from schemas.config import HostConfig
+from schemas.errors import ConfigError, TestenvError
+from schemas.lock import DEFAULT_TIMEOUT_S
+from schemas.names import HOST_PATTERN, environment_id, is_label
+from schemas.plan import Facts, HostPlan
+
+DEFAULT_CONFIG = Path("/etc/testenv/host.toml")
+BUILD_THREADS = 4
+"""Environments built or turned over at the same time; more only queue up in libvirt."""
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn an expected error into one line on stderr and its documented exit status."""
+    try:
+        yield
+    except TestenvError as error:
+        click.echo(f"testenv-host: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="testenv")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    metavar="FILE",
+    help="This host's configuration (TOML).",
+)
+@click.option("-d", "--debug", is_flag=True, help="Log everything.")
+@click.pass_context
+def main(ctx: click.Context, config_path: Path, debug: bool) -> None:
+    """Carve this host into test environments and offer them to CI jobs.
+
+    \b
+    Example:
+      testenv-host --config host.toml plan
+      testenv-host --config host.toml check && testenv-host --config host.toml run
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    ctx.obj = config_path
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.option(
+    "--facts",
+    "facts_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Plan for another machine: JSON {"memory_mib": …, "cpus": …, "disk_gib": …}.',
+)
+@click.option("--memory-gib", type=click.IntRange(min=0), help="Plan as if with this memory.")
+@click.option("--cpus", type=click.IntRange(min=0), help="Plan as if with this many CPUs.")
+@click.option("--disk-gib", type=click.IntRange(min=0), help="Plan as if with this disk space.")
+@click.pass_obj
+def plan(
+    config_path: Path,
+    as_json: bool,
+    facts_path: Path | None,
+    memory_gib: int | None,
+    cpus: int | None,
+    disk_gib: int | None,
+) -> None:
+    """Print every environment that the configuration would make. Touches nothing.
+
+    \b
+    Example:
+      testenv-host --config host.toml plan --memory-gib 64 --cpus 16 --disk-gib 500
+    """
+    with reported_errors():
+        config = load_config(config_path)
+        facts = read_facts(facts_path) if facts_path else machine_facts(config.host.state_dir)
+        said = {
+            "memory_mib": None if memory_gib is None else memory_gib * 1024,
+            "cpus": cpus,
+            "disk_gib": disk_gib,
+        }
+        facts = Facts.model_validate(
+            facts.model_dump() | {key: value for key, value in said.items() if value is not None}
+        )
+        host_plan = plan_host(config, facts, config_path)
+    if as_json:
+        click.echo(host_plan.model_dump_json(indent=2))
+    else:
+        print_plan(host_plan, _console())
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_obj
+def check(config_path: Path, as_json: bool) -> None:
+    """Tell whether this host can carry the plan; exit 1 if not.
+
+    \b
+    Example:
+      testenv-host --config host.toml check
+    """
+    from hosts.check import check_host  # needs the host extra, which `plan` does not
+
+    with reported_errors():
+        config, host_plan = _load(config_path)
+        findings = check_host(config, host_plan, _endpoints(config, config_path))
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(finding.line())
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long SIGTERM waits for running leases.",
+)
+@click.pass_obj
+def run(config_path: Path, drain_timeout: float) -> None:
+    """Converge this host to its plan and offer its environments until stopped.
+
+    SIGTERM drains: nothing new is offered, running leases may end, the VMs stay as they are; a
+    second SIGTERM ends the waiting. SIGUSR2 cordons, SIGUSR1 uncordons.
+
+    \b
+    Example:
+      testenv-host --config host.toml run --drain-timeout 600
+    """
+    from hosts.drivers.connect import connect  # needs the host extra, which `plan` does not
+
+    with reported_errors():
+        config, host_plan = _load(config_path)
+        endpoints = _endpoints(config, config_path)
+        with sole_agent(config.host.state_dir):
+            drivers = connect(config)
+            pool = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix="driver")
+            try:
+                builder = Builder(host_plan, drivers, config.host.state_dir)
+                caretakers = [
+                    BuiltEnvironment(host_plan, env, builder, pool)
+                    for env in host_plan.environments
+                ]
+                _serve(host_plan.host, endpoints, caretakers, drain_timeout, DEFAULT_TIMEOUT_S)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                drivers.close()
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def destroy(config_path: Path, yes: bool) -> None:
+    """Remove every domain, bridge, tap and disk that is marked as this host's, and nothing else.
+
+    \b
+    Example:
+      testenv-host --config host.toml destroy --yes
+    """
+    from hosts.drivers.connect import connect  # needs the host extra, which `plan` does not
+
+    with reported_errors():
+        config, host_plan = _load(config_path)
+        with sole_agent(config.host.state_dir):
+            drivers = connect(config)
+            try:
+                domains = [domain.name for domain in drivers.hypervisor.domains()]
+                bridges = [bridge.name for bridge in drivers.switch.bridges()]
+                click.echo(
+                    f"{host_plan.host}: {len(domains)} domains with their disks"
+                    f" ({', '.join(domains) or 'none'}) and {len(bridges)} bridges"
+                    f" ({', '.join(bridges) or 'none'}) will be destroyed",
+                    err=True,
+                )
+                _confirm(yes)
+                Builder(host_plan, drivers, config.host.state_dir).destroy()
+            finally:
+                drivers.close()
+
+
+@main.command()
+@click.argument("datafile", type=click.Path(path_type=Path))
+@click.option(
+    "-b",
+    "--geard",
+    "brokers",
+    envvar="TESTENV_BROKER",
+    default="127.0.0.1:4730",
+    show_default=True,
+    metavar="LIST",
+    help="Gearman brokers, host:port separated by commas [env: TESTENV_BROKER].",
+)
+@click.option(
+    "-t",
+    "--timeout",
+    type=click.IntRange(min=1),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a lease lasts where the client names no timeout.",
+)
+@click.option(
+    "-n",
+    "--tenum",
+    "number",
+    default="1",
+    show_default=True,
+    metavar="NUM",
+    help="Tells this environment from others served on this machine.",
+)
+@click.option("--label", "labels", multiple=True, help="A label of the environment; repeatable.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long SIGTERM waits for the running lease.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the agent keeps its state [default: $XDG_STATE_HOME/testenv].",
+)
+def serve(
+    datafile: Path,
+    brokers: str,
+    timeout: int,
+    number: str,
+    labels: tuple[str, ...],
+    drain_timeout: float,
+    state_dir: Path | None,
+) -> None:
+    """Offer one environment that exists already, described by DATAFILE (JSON).
+
+    Needs neither root nor libvirt. The file is read again before every lease. Its agent is
+    called <this machine>-NUM.
+
+    \b
+    Example:
+      echo '{"seed-ip": "203.0.113.10"}' > env.json
+      testenv-host serve env.json -n 7
+    """
+    with reported_errors():
+        read_data_file(datafile)
+        endpoints = parse_endpoints(brokers, "--geard")
+        for label in labels:
+            if not is_label(label):
+                raise ConfigError("--label", f"{label!r} is not a label")
+        name = _agent_name(number)
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        with sole_agent((state_dir or home / "testenv") / name):
+            caretaker = ReadyMade(datafile, environment_id(name, 1), number, labels)
+            _serve(name, endpoints, [caretaker], drain_timeout, timeout)
+
+
+def _serve(
+    name: str,
+    endpoints: Sequence[Endpoint],
+    caretakers: Sequence[Caretaker],
+    drain_timeout: float,
+    default_timeout: float,
+) -> None:
+    async def serve_until_stopped() -> None:
+        timing = SlotTiming(lease=LeaseTiming(), default_timeout_s=default_timeout)
+        agent = Agent(name, endpoints, caretakers, drain_timeout_s=drain_timeout, timing=timing)
+        await agent.run()
+
+    asyncio.run(serve_until_stopped())
+
+
+def _load(config_path: Path) -> tuple[HostConfig, HostPlan]:
+    config = load_config(config_path)
+    return config, plan_host(config, machine_facts(config.host.state_dir), config_path)
+
+
+def _endpoints(config: HostConfig, source: Path) -> tuple[Endpoint, ...]:
+    return parse_endpoints(",".join(config.host.brokers), f"{source}: host.brokers")
+
+
+def _agent_name(number: str) -> str:
+    name = f"{socket.gethostname()}-{number}"
+    if not re.match(HOST_PATTERN, name):
+        raise ConfigError("--tenum", f"{number!r} does not make a name: letters, digits, . _ -")
+    return name
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("--yes", "is needed where nobody can be asked")
+    click.confirm("Go on?", abort=True, err=True)
+
+
+def _console() -> Console:
+    # rich would read the `:cd:` in a MAC as an emoji. Off a terminal a table must not be folded to
+    # 80 columns: somebody greps it.
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, emoji=False, markup=False, highlight=False)

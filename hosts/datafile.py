@@ -1,0 +1,85 @@
+"""From a plan and a lease to the data file that the job reads. Pure."""
+
+from schemas.datafile import (
+    DataFile,
+    Extension,
+    InstackNode,
+    LeaseData,
+    MachineData,
+    NetworkData,
+    NicData,
+    Port,
+)
+from schemas.plan import Domain, Environment, HostPlan, Network
+from schemas.status import Lease
+
+_ARCH = "x86_64"
+
+
+def data_file(plan: HostPlan, env: Environment, lease: Lease) -> DataFile:
+    """What the holder of `lease` is told about `env`."""
+    host_ip = str(plan.public.address.ip)
+    return DataFile(
+        arch=_ARCH,
+        host_ip=host_ip,
+        seed_ip=str(env.seed.nics[0].address),
+        seed_route_dev=plan.public.bridge,
+        env_num=str(env.number),
+        remote_host=host_ip,
+        nodes=tuple(_instack_node(node) for node in env.nodes),
+        testenv=Extension(
+            lease=lease_data(lease),
+            host=plan.host,
+            networks={
+                Network.PUBLIC.value: NetworkData(
+                    bridge=plan.public.bridge, cidr=str(plan.public.address.network)
+                ),
+                Network.PRIVATE.value: NetworkData(bridge=env.bridge),
+            },
+            seed=_machine(env.seed),
+            nodes=tuple(_machine(node) for node in env.nodes),
+        ),
+    )
+
+
+def lease_data(lease: Lease) -> LeaseData:
+    """The part of a lease that its holder is told."""
+    return LeaseData(
+        id=lease.id,
+        environment=lease.environment,
+        generation=lease.generation,
+        granted=lease.granted,
+        timeout_s=lease.timeout_s,
+    )
+
+
+def _instack_node(node: Domain) -> InstackNode:
+    return InstackNode(
+        name=node.name,
+        arch=_ARCH,
+        cpu=str(node.cpus),
+        memory=str(node.memory_mib),
+        disk=str(node.disk.size_gib),
+        ports=tuple(Port(address=nic.mac) for nic in node.nics),
+    )
+
+
+def _machine(domain: Domain) -> MachineData:
+    return MachineData(
+        name=domain.name,
+        uuid=str(domain.uuid),
+        role=domain.role.value,
+        cpus=domain.cpus,
+        memory_mib=domain.memory_mib,
+        disk_gib=domain.disk.size_gib,
+        nics=tuple(
+            NicData(
+                mac=nic.mac,
+                ip=nic.address,
+                network=nic.network.value,
+                bridge=nic.bridge,
+                port=nic.port,
+            )
+            for nic in domain.nics
+        ),
+    )

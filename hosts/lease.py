@@ -1,0 +1,126 @@
+"""One lease from grant to end, as toci's version 1 of the protocol has it (DESIGN section 4).
+
+The agent holds the client's `lockenv` job and submits the callback job, whose argument is the data
+file. The lease ends when the client completes that job. Whatever goes wrong, the end is decided
+within a bound, and never while the client's command may still be running.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+
+from broker.client import JobResult, Outcome, SubmittedJob, submit
+from broker.worker import Assignment
+from schemas.errors import ConnectionLost, RequestRefused
+from schemas.lock import MARGIN_S, LockRequest
+from schemas.status import Lease
+
+log = logging.getLogger(__name__)
+
+
+class End(StrEnum):
+    """How a lease ended."""
+
+    COMPLETED = "completed"
+    FAILED = "the client gave it back or died"
+    CLIENT_GONE = "the client is gone"
+    UNTAKEN = "no client took it"
+    TIMED_OUT = "timed out"
+    LINK_LOST = "the broker connection was lost"
+
+
+@dataclass(frozen=True)
+class LeaseTiming:
+    """Seconds. `untaken_s`: a callback not running by then has no client behind it.
+    `poll_s`: how often the broker is asked whether the callback still runs.
+    `margin_s`: how much later than the client the agent acts."""
+
+    untaken_s: float = 5.0
+    poll_s: float = 5.0
+    margin_s: float = MARGIN_S
+
+
+async def serve_lease(
+    assignment: Assignment,
+    request: LockRequest,
+    lease: Lease,
+    data: bytes,
+    timing: LeaseTiming,
+) -> End:
+    """Offer the environment to the client behind `assignment`; return when its lease is over.
+
+    Returns at the latest `lease.timeout_s + timing.margin_s` after it was called. A client that
+    outlives its lease gets its `lockenv` job completed, which tells it to stop.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + lease.timeout_s + timing.margin_s
+    try:
+        job = await submit(assignment.link, request.callback, data, unique=lease.id)
+        end = await _until_end(job, deadline, timing)
+    except RequestRefused as refused:
+        log.warning("%s: no client could be called: %s", lease.environment, refused)
+        end = End.UNTAKEN
+    except ConnectionLost as lost:
+        await _outlast_client(lease, request, deadline, timing, lost)
+        return End.LINK_LOST
+    assignment.complete()
+    if end in (End.UNTAKEN, End.CLIENT_GONE):
+        # The callback may still be queued, and a client that appears late would take it for an
+        # offer. No packet withdraws a job; closing its submitter's connection does, on both
+        # brokers.
+        await assignment.link.aclose()
+    return end
+
+
+async def _until_end(job: SubmittedJob, deadline: float, timing: LeaseTiming) -> End:
+    loop = asyncio.get_running_loop()
+    untaken_at = loop.time() + timing.untaken_s
+    taken = False
+    result = asyncio.ensure_future(job.result())
+    try:
+        while True:
+            next_poll = loop.time() + (timing.poll_s if taken else timing.untaken_s / 5)
+            pause = max(0.0, min(next_poll, deadline) - loop.time())
+            await asyncio.wait([result], timeout=pause)
+            if result.done():
+                outcome = result.result().outcome
+                return End.COMPLETED if outcome is Outcome.COMPLETE else End.FAILED
+            if loop.time() >= deadline:
+                return End.TIMED_OUT
+            running = (await job.status(timeout=timing.untaken_s)).running
+            if taken and not running:
+                # C gearmand requeues a dead client's callback and tells nobody.
+                return await _last_word(result)
+            taken = taken or running
+            if not taken and loop.time() >= untaken_at:
+                return End.UNTAKEN
+    finally:
+        result.cancel()
+
+
+async def _last_word(result: "asyncio.Future[JobResult]") -> End:
+    """A result that arrived together with the answer "not running" counts."""
+    await asyncio.wait([result], timeout=0)
+    return End.CLIENT_GONE if not result.done() else End.FAILED
+
+
+async def _outlast_client(
+    lease: Lease,
+    request: LockRequest,
+    deadline: float,
+    timing: LeaseTiming,
+    lost: ConnectionLost,
+) -> None:
+    """Wait until the client's command is certainly over.
+
+    Our own client promises to stop its command soon after its connection broke. A v1 client
+    promises nothing, and might go on until its timeout.
+    """
+    loop = asyncio.get_running_loop()
+    if request.stops_within_s is not None:
+        deadline = min(deadline, loop.time() + request.stops_within_s + timing.margin_s)
+    pause = max(0.0, deadline - loop.time())
+    log.warning("%s: %s; lease %s is kept for %.0f s more, until its command is certainly over",
+                lease.environment, lost, lease.id, pause)  # fmt: skip
+    await asyncio.sleep(pause)

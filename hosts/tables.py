@@ -1,0 +1,47 @@
+"""The plan and a check's findings, for people: tables on a terminal, plain lines elsewhere."""
+
+from rich.console import Console
+from rich.table import Table
+
+from schemas.plan import Count, HostPlan
+
+
+def print_plan(plan: HostPlan, console: Console) -> None:
+    """Every environment, then how their number came about."""
+    table = Table(title=f"{plan.host}: {plan.count.value} environments")
+    for column in ("env", "domain", "cpus", "MiB", "disk", "MAC", "address", "bridge", "port"):
+        table.add_column(column, overflow="fold")
+    for env in plan.environments:
+        for domain in env.domains:
+            disk = f"{domain.disk.size_gib} GiB {domain.disk.format}"
+            for index, nic in enumerate(domain.nics):
+                size = (domain.name, str(domain.cpus), str(domain.memory_mib), disk)
+                table.add_row(
+                    str(env.number) if domain is env.seed and index == 0 else "",
+                    *(size if index == 0 else ("",) * 4),
+                    nic.mac,
+                    str(nic.address) if nic.address else "by the seed",
+                    nic.bridge,
+                    nic.port,
+                )
+        table.add_section()
+    console.print(table)
+    for line in explain(plan.count):
+        console.print(line, soft_wrap=True)
+
+
+def explain(count: Count) -> list[str]:
+    """How many environments, and why: one line for each resource."""
+    if count.wanted == "auto":
+        head = f"count = auto gives {count.value}, limited by {count.limited_by}:"
+    else:
+        least = min(bound.allows for bound in count.bounds)
+        head = f"count = {count.wanted} as configured (auto would give {least}):"
+    lines = [head]
+    for bound in count.bounds:
+        unit = f" {bound.unit}" if bound.unit else ""
+        total = f"({bound.total} - {bound.reserve} reserved)" if bound.reserve else f"{bound.total}"
+        lines.append(
+            f"  {bound.resource}: {total}{unit} / {bound.each}{unit} each allows {bound.allows}"
+        )
+    return lines
