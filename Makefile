@@ -1,0 +1,55 @@
+# The README's commands. `make help` lists them.
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest
+LAB := $(BIN)/python -m tests.lab
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint type unit contract functional e2e bench schemas constraints clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## install everything: packages, and a virtual environment at .venv
+	.ci/setup
+
+demo: setup ## two hosts, a broker, agents and clients on this machine; nothing stays behind
+	tests/lab/demo.sh
+
+test: setup check contract functional e2e ## all tests, with real VMs on real Open vSwitch
+	@echo "all tests passed"
+
+check: lint type unit ## ruff, mypy, import rules, unit tests
+
+lint:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+type:
+	$(BIN)/mypy
+
+unit:
+	$(PYTEST) tests/unit
+
+contract: ## one suite over fake drivers and, in a lab host, over real libvirt and OVS
+	$(LAB) run --host contract -- $(PYTEST) tests/contract
+
+functional: ## brokers, agents and clients as real processes
+	$(PYTEST) tests/functional
+
+e2e: ## the whole chain in a lab of two hosts
+	$(PYTEST) tests/e2e
+
+bench: setup ## timings
+	$(BIN)/python -m tests.benchmarks
+
+schemas: ## write schemas/json again
+	$(BIN)/python -m schemas.generate
+
+constraints: ## pin what is installed now
+	{ sed '/^[^#]/d' constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## remove what setup and tests made in this tree
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
