@@ -1,0 +1,126 @@
+"""The fleet as its brokers and agents tell it: who is there, who holds what, who waits."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
+
+from broker import admin
+from broker.client import Outcome, submit
+from broker.endpoint import Endpoint
+from broker.link import Link
+from schemas.errors import BrokerError, BrokerUnreachable
+from schemas.names import host_function, host_of_function, is_lock_function
+from schemas.status import HostReport, OperatorRequest
+
+ANSWER_TIMEOUT_S = 3.0
+"""An agent that does not answer in this time is shown as such, not waited for."""
+
+
+class HostView(BaseModel):
+    """One host. `report` is None when its agent did not answer; `problem` then says why."""
+
+    host: str
+    broker: str
+    """The broker through which it was asked."""
+    report: HostReport | None = None
+    problem: str = ""
+
+
+class QueueView(BaseModel):
+    """One lock function at one broker, as the broker counts."""
+
+    function: str
+    broker: str
+    waiting: int
+    """Clients in the queue."""
+    leased: int
+    """Requests that an environment has taken."""
+    offered: int
+    """Environments registered: those that are READY now."""
+
+
+class BrokerView(BaseModel):
+    broker: str
+    state: Literal["up", "down"]
+    problem: str = ""
+
+
+class Fleet(BaseModel):
+    """What `testenv status --json` prints."""
+
+    brokers: tuple[BrokerView, ...]
+    hosts: tuple[HostView, ...]
+    queues: tuple[QueueView, ...]
+
+
+async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S) -> Fleet:
+    """Ask all brokers, then all agents, each in parallel and for at most `timeout` seconds.
+
+    Raises BrokerUnreachable if no broker answers.
+    """
+    answers = await asyncio.gather(*(_ask_broker(one, timeout) for one in endpoints))
+    if all(isinstance(answer, BrokerError) for answer in answers):
+        raise BrokerUnreachable([(str(e), str(a)) for e, a in zip(endpoints, answers, strict=True)])
+    brokers: list[BrokerView] = []
+    queues: list[QueueView] = []
+    agents: dict[str, tuple[Endpoint, int]] = {}
+    for endpoint, answer in zip(endpoints, answers, strict=True):
+        if isinstance(answer, BrokerError):
+            brokers.append(BrokerView(broker=str(endpoint), state="down", problem=str(answer)))
+            continue
+        brokers.append(BrokerView(broker=str(endpoint), state="up"))
+        queues.extend(_queue(endpoint, one) for one in answer if is_lock_function(one.name))
+        for function in answer:
+            host = host_of_function(function.name)
+            if host and (host not in agents or not agents[host][1]):
+                agents[host] = (endpoint, function.workers)
+    hosts = await asyncio.gather(
+        *(_ask_host(host, at, workers, timeout) for host, (at, workers) in sorted(agents.items()))
+    )
+    queues.sort(key=lambda queue: (queue.function, queue.broker))
+    return Fleet(brokers=tuple(brokers), hosts=tuple(hosts), queues=tuple(queues))
+
+
+async def _ask_broker(
+    endpoint: Endpoint, timeout: float
+) -> list[admin.FunctionStatus] | BrokerError:
+    try:
+        return await admin.status(endpoint, timeout)
+    except BrokerError as error:
+        return error
+
+
+async def _ask_host(host: str, endpoint: Endpoint, workers: int, timeout: float) -> HostView:
+    view = HostView(host=host, broker=str(endpoint))
+    if not workers:
+        # Brokers remember functions whose worker is gone; asking would only queue.
+        return view.model_copy(update={"problem": "no agent is registered"})
+    try:
+        async with asyncio.timeout(timeout):
+            async with await Link.open(endpoint, client_id="testenv", timeout=timeout) as link:
+                request = OperatorRequest(op="status").model_dump_json().encode()
+                job = await submit(link, host_function(host), request)
+                result = await job.result()
+    except TimeoutError:
+        return view.model_copy(update={"problem": f"no answer within {timeout:g} s"})
+    except BrokerError as error:
+        return view.model_copy(update={"problem": str(error)})
+    if result.outcome is not Outcome.COMPLETE:
+        reason = result.data.decode(errors="replace") or "no reason given"
+        return view.model_copy(update={"problem": f"the agent refused: {reason}"})
+    try:
+        return view.model_copy(update={"report": HostReport.model_validate_json(result.data)})
+    except ValidationError as exc:
+        return view.model_copy(update={"problem": f"answer not understood: {exc.errors()[0]}"})
+
+
+def _queue(endpoint: Endpoint, function: admin.FunctionStatus) -> QueueView:
+    return QueueView(
+        function=function.name,
+        broker=str(endpoint),
+        waiting=function.queued,
+        leased=function.running,
+        offered=function.workers,
+    )

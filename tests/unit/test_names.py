@@ -1,0 +1,51 @@
+"""Names on the wire and on hosts."""
+
+from schemas.names import (
+    MAX_LABELS,
+    host_function,
+    host_of_function,
+    is_label,
+    is_lock_function,
+    lock_function,
+    lock_functions,
+    private_bridge,
+    seed_domain,
+)
+
+
+def test_an_environment_serves_every_combination_of_its_labels() -> None:
+    assert lock_functions(["b", "a"]) == ("lockenv", "lockenv:a", "lockenv:b", "lockenv:a+b")
+
+
+def test_six_labels_make_sixty_four_functions() -> None:
+    assert len(set(lock_functions("abcdef"))) == 2**MAX_LABELS
+
+
+def test_a_request_with_labels_has_one_name_whatever_their_order() -> None:
+    assert (
+        lock_function(["kvm", "big"]) == lock_function(["big", "kvm", "big"]) == "lockenv:big+kvm"
+    )
+
+
+def test_a_request_without_labels_is_toci_s() -> None:
+    assert lock_function([]) == "lockenv"
+
+
+def test_labels_cannot_hold_the_separators() -> None:
+    assert is_label("kvm-2.0")
+    assert not any(is_label(text) for text in ("a+b", "a:b", "", "Big", "a b", "x" * 33))
+
+
+def test_lock_functions_are_told_from_others() -> None:
+    assert is_lock_function("lockenv")
+    assert is_lock_function("lockenv:a")
+    assert not is_lock_function("lockenvironment")
+
+
+def test_a_host_is_found_behind_its_function() -> None:
+    assert host_of_function(host_function("te-host-01")) == "te-host-01"
+    assert host_of_function("lockenv") is None
+
+
+def test_domain_and_bridge_names_are_toci_s() -> None:
+    assert (seed_domain(4), private_bridge(4)) == ("seed_4", "brbm4")

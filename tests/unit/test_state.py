@@ -1,0 +1,50 @@
+"""Every (state, event) pair either is in the one table or is refused."""
+
+from itertools import product
+
+import pytest
+
+from hosts.state import EFFECTS, TRANSITIONS, Effect, Event, ForbiddenTransition, step
+from schemas.status import EnvState
+
+PAIRS = list(product(EnvState, Event))
+
+
+@pytest.mark.parametrize(("state", "event"), [pair for pair in PAIRS if pair in TRANSITIONS])
+def test_an_allowed_event_leads_to_a_state_with_its_effect(state: EnvState, event: Event) -> None:
+    following, effect = step(state, event)
+    assert following is TRANSITIONS[state, event]
+    assert effect is EFFECTS[following]
+
+
+@pytest.mark.parametrize(("state", "event"), [pair for pair in PAIRS if pair not in TRANSITIONS])
+def test_any_other_event_is_refused(state: EnvState, event: Event) -> None:
+    with pytest.raises(ForbiddenTransition) as refused:
+        step(state, event)
+    assert (refused.value.state, refused.value.event) == (state, event)
+
+
+def test_only_ready_is_offered() -> None:
+    assert [state for state, effect in EFFECTS.items() if effect is Effect.OFFER] == [
+        EnvState.READY
+    ]
+
+
+def test_an_ended_lease_leads_to_ready_through_turnover_or_building_only() -> None:
+    before_ready = {pair for pair, to in TRANSITIONS.items() if to is EnvState.READY}
+    assert before_ready == {
+        (EnvState.BUILDING, Event.BUILT),
+        (EnvState.DIRTY, Event.TURNED_OVER),
+        (EnvState.LEASED, Event.UNTAKEN),
+    }
+    assert TRANSITIONS[EnvState.LEASED, Event.LEASE_ENDED] is EnvState.DIRTY
+
+
+def test_only_a_ready_environment_is_leased() -> None:
+    assert [pair for pair, to in TRANSITIONS.items() if to is EnvState.LEASED] == [
+        (EnvState.READY, Event.GRANTED)
+    ]
+
+
+def test_every_state_has_an_effect() -> None:
+    assert set(EFFECTS) == set(EnvState)
