@@ -26,6 +26,7 @@ class End(StrEnum):
     FAILED = "the client gave it back or died"
     CLIENT_GONE = "the client is gone"
     UNTAKEN = "no client took it"
+    """As far as the broker knows: one that took it and died at once looks the same (gearmand)."""
     TIMED_OUT = "timed out"
     LINK_LOST = "the broker connection was lost"
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 from broker.worker import Assignment, Worker
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
-from hosts.lease import End, LeaseTiming, serve_lease
+from hosts.lease import LeaseTiming, serve_lease
 from hosts.state import EFFECTS, Effect, Event, ForbiddenTransition, step
 from schemas.errors import TestenvError
 from schemas.lock import DEFAULT_TIMEOUT_S, BadLockRequest, LockRequest
@@ -153,7 +153,7 @@ class Slot:
         held_s = asyncio.get_running_loop().time() - self._since
         log.info("%s: lease %s ended after %.1f s: %s", self._caretaker.id, lease.id, held_s, end)
         self._grant = None
-        return Event.UNTAKEN if end is End.UNTAKEN else Event.LEASE_ENDED
+        return Event.LEASE_ENDED
 
     def _new_lease(self, request: LockRequest) -> Lease:
         self._generation += 1

@@ -13,8 +13,6 @@ class Event(StrEnum):
     BUILT = "built"
     GRANTED = "granted"
     """A lock request was assigned to it."""
-    UNTAKEN = "untaken"
-    """The client behind the request never answered: nobody touched the environment."""
     LEASE_ENDED = "lease ended"
     TURNED_OVER = "turned over"
     FAILED = "failed"
@@ -48,7 +46,6 @@ TRANSITIONS: Mapping[tuple[EnvState, Event], EnvState] = MappingProxyType(
         (EnvState.BUILDING, Event.BUILT): EnvState.READY,
         (EnvState.BUILDING, Event.FAILED): EnvState.BROKEN,
         (EnvState.READY, Event.GRANTED): EnvState.LEASED,
-        (EnvState.LEASED, Event.UNTAKEN): EnvState.READY,
         (EnvState.LEASED, Event.LEASE_ENDED): EnvState.DIRTY,
         (EnvState.DIRTY, Event.TURNED_OVER): EnvState.READY,
         (EnvState.DIRTY, Event.FAILED): EnvState.BROKEN,

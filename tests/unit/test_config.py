@@ -56,8 +56,8 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
         (
             '[environments]\ncount = "many"',
             (
-                "environments.count: should be a valid integer, unable to parse string as an integer"
-                " or should be 'auto' (given: 'many')"
+                "environments.count: should be a valid integer, unable to parse string as"
+                " an integer or should be 'auto' (given: 'many')"
             ),
         ),
         (

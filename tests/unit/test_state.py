@@ -35,7 +35,6 @@ def test_an_ended_lease_leads_to_ready_through_turnover_or_building_only() -> No
     assert before_ready == {
         (EnvState.BUILDING, Event.BUILT),
         (EnvState.DIRTY, Event.TURNED_OVER),
-        (EnvState.LEASED, Event.UNTAKEN),
     }
     assert TRANSITIONS[EnvState.LEASED, Event.LEASE_ENDED] is EnvState.DIRTY
 

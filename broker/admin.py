@@ -1,0 +1,156 @@
+"""The brokers' text protocol: who works, what is queued. One short connection per question."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from broker.connection import describe
+from broker.endpoint import Endpoint
+from schemas.errors import BrokerUnreachable, ConnectionLost, ProtocolError, RequestRefused
+
+TIMEOUT_S = 3.0
+
+MAX_LINE = 1024 * 1024
+"""Bytes; `workers` has all functions of a connection in one line."""
+
+
+@dataclass(frozen=True)
+class FunctionStatus:
+    """One line of `status`: `total` jobs of a function, queued and running; `workers` offer it."""
+
+    name: str
+    total: int
+    running: int
+    workers: int
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a worker."""
+        return max(0, self.total - self.running)
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One line of `workers`: a connection that offers `functions` (geard lists clients too)."""
+
+    fd: int
+    address: str
+    client_id: str
+    functions: tuple[str, ...]
+
+
+async def status(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> list[FunctionStatus]:
+    """All functions that the broker knows of; brokers go on listing those without workers.
+
+    Raises BrokerUnreachable (no answer in `timeout` seconds), ConnectionLost, ProtocolError.
+    """
+    found = []
+    for line in await _table(endpoint, "status", timeout):
+        name, *numbers = line.rsplit("\t", 3)
+        if len(numbers) != 3 or not all(each.isdigit() for each in numbers):
+            raise ProtocolError(str(endpoint), f"{line[:60]!r} in its status")
+        total, running, workers_ = map(int, numbers)
+        found.append(FunctionStatus(name, total, running, workers_))
+    return found
+
+
+async def workers(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> list[WorkerStatus]:
+    """All connections with what they offer. Raises as `status` does."""
+    found = []
+    for line in await _table(endpoint, "workers", timeout):
+        who, colon, functions = line.partition(" :")
+        fields = who.split(" ", 2)
+        if not colon or len(fields) != 3 or not fields[0].lstrip("-").isdigit():
+            raise ProtocolError(str(endpoint), f"{line[:60]!r} among its workers")
+        fd, address, client_id = fields
+        found.append(WorkerStatus(int(fd), address, client_id, tuple(functions.split())))
+    return found
+
+
+async def cancel(endpoint: Endpoint, handle: str, timeout: float = TIMEOUT_S) -> bool:
+    """Take a queued job out of the queue; False if the broker has no such job.
+
+    geard tells the submitter nothing, and refuses (False) for running jobs. gearmand sends it
+    WORK_FAIL, also for a running job, which its worker nevertheless goes on with.
+    Raises as `status` does, and RequestRefused.
+    """
+    async with _session(endpoint, timeout) as session:
+        answer = await session.ask(f"cancel job {handle}")
+        if answer == "ERR UNKNOWN_JOB":
+            return False
+        _raise_refusal(endpoint, answer)
+        return True
+
+
+async def version(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> str | None:
+    """What the broker says its version is; None for gear's geard, which ignores the question.
+
+    Raises as `status` does.
+    """
+    async with _session(endpoint, timeout) as session:
+        # Both in one go: geard's answer to the second shows that there is none to the first.
+        answer = await session.ask("version\nstatus")
+        return answer.removeprefix("OK ") if answer.startswith("OK ") else None
+
+
+async def _table(endpoint: Endpoint, command: str, timeout: float) -> list[str]:
+    async with _session(endpoint, timeout) as session:
+        lines = []
+        line = await session.ask(command)
+        while line != ".":
+            _raise_refusal(endpoint, line)
+            lines.append(line)
+            line = await session.read_line()
+        return lines
+
+
+def _raise_refusal(endpoint: Endpoint, line: str) -> None:
+    if line.startswith("ERR "):
+        _, code, *text = line.split(" ", 2)
+        raise RequestRefused(str(endpoint), code, " ".join(text).replace("+", " "))
+
+
+class _Session:
+    """A text connection; made by `_session`."""
+
+    def __init__(
+        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._address = address
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, command: str) -> str:
+        """Send `command` and return the first line of the answer."""
+        self._writer.write(f"{command}\n".encode(errors="surrogateescape"))
+        return await self.read_line()
+
+    async def read_line(self) -> str:
+        try:
+            line = await self._reader.readline()
+        except ValueError as exc:
+            raise ProtocolError(self._address, f"a line of over {MAX_LINE} bytes") from exc
+        if not line.endswith(b"\n"):
+            raise ConnectionLost(self._address, "it ended in the middle of an answer")
+        return line.decode(errors="surrogateescape").rstrip("\r\n")
+
+
+@asynccontextmanager
+async def _session(endpoint: Endpoint, timeout: float) -> AsyncIterator[_Session]:
+    """A connection for all that is done in the context, within `timeout` seconds in all."""
+    address = str(endpoint)
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(
+                endpoint.host, endpoint.port, limit=MAX_LINE
+            )
+            try:
+                yield _Session(address, reader, writer)
+            finally:
+                writer.transport.abort()
+    except TimeoutError as exc:
+        why = f"no answer within {timeout:g} s"
+        raise BrokerUnreachable([(address, why)]) from exc
+    except OSError as exc:
+        raise BrokerUnreachable([(address, describe(exc))]) from exc

@@ -1,0 +1,64 @@
+"""Addresses of Gearman brokers, as options and configuration spell them. No gear here: cheap."""
+
+import re
+from dataclasses import dataclass
+
+from schemas.errors import ConfigError
+
+DEFAULT_PORT = 4730
+"""Gearman's port (IANA)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+_V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
+_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](:(?P<port>.*))?")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a broker listens: `host` is a name or an address (IPv6 without brackets)."""
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        """`host:port`, with brackets around an IPv6 address; `parse_endpoint` reads it back."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoint:
+    """Read `host`, `host:port`, `[v6]` or `[v6]:port`.
+
+    `source` is the option or file that the text came from, for the message. Port 0 is accepted
+    with `any_port` only (it means "pick one", for a listening address). Raises ConfigError.
+    """
+    text = text.strip()
+    if bracketed := _BRACKETED.fullmatch(text):
+        host, port = bracketed["host"], bracketed["port"]
+        valid = _V6.fullmatch(host)
+    else:
+        host, colon, rest = text.partition(":")
+        port = rest if colon else None
+        if ":" in rest:
+            raise _refusal(source, text, "put brackets around an IPv6 address: [::1]:4730")
+        valid = _NAME.fullmatch(host)
+    if not valid:
+        raise _refusal(source, text, "give HOST or HOST:PORT, as in 127.0.0.1:4730")
+    if port is None:
+        return Endpoint(host)
+    lowest = 0 if any_port else 1
+    if not (port.isascii() and port.isdigit() and lowest <= int(port) <= 65535):
+        raise _refusal(source, text, f"a port is a number from {lowest} to 65535")
+    return Endpoint(host, int(port))
+
+
+def parse_endpoints(text: str, source: str = "--geard") -> tuple[Endpoint, ...]:
+    """Read a comma-separated list of at least one address; duplicates are dropped.
+
+    `source` is the option or file that the text came from. Raises ConfigError naming it.
+    """
+    return tuple(dict.fromkeys(parse_endpoint(part, source) for part in text.split(",")))
+
+
+def _refusal(source: str, text: str, remedy: str) -> ConfigError:
+    return ConfigError(source, f"{text!r} is not a broker address", remedy=remedy)
