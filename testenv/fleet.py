@@ -38,7 +38,7 @@ class QueueView(BaseModel):
     leased: int
     """Requests that an environment has taken."""
     offered: int
-    """Environments registered: those that are READY now."""
+    """Environments that would take a request now."""
 
 
 class BrokerView(BaseModel):
@@ -122,5 +122,7 @@ def _queue(endpoint: Endpoint, function: admin.FunctionStatus) -> QueueView:
         broker=str(endpoint),
         waiting=function.queued,
         leased=function.running,
-        offered=function.workers,
+        # A leased environment stays registered for its own function: gearmand requeues a running
+        # job whose function its worker withdraws.
+        offered=max(0, function.workers - function.running),
     )
