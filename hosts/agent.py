@@ -14,13 +14,13 @@ from typing import Any
 
 from broker.endpoint import Endpoint
 from broker.links import Links
-from broker.worker import Worker, serve
+from broker.worker import serve
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
 from hosts.control import Control
 from hosts.slot import Slot, SlotTiming
 from schemas.errors import AgentRunning, HostError
-from schemas.names import host_function, lock_functions
+from schemas.names import host_function
 from schemas.status import HostReport
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,7 @@ class Agent:
 
     async def _live(self, caretaker: Caretaker) -> None:
         async with Links(self._endpoints, client_id=caretaker.id) as links:
-            worker = Worker(links, lock_functions(caretaker.labels))
-            slot = Slot(caretaker, worker, self._admission, self._timing)
+            slot = Slot(caretaker, links, self._admission, self._timing)
             self._slots.append(slot)
             await slot.run()
 

@@ -6,14 +6,18 @@ within a bound, and never while the client's command may still be running.
 """
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
+from uuid import uuid4
 
 from broker.client import JobResult, Outcome, SubmittedJob, submit
+from broker.endpoint import Endpoint
+from broker.links import LinkSource
 from broker.worker import Assignment
 from schemas.errors import ConnectionLost, RequestRefused
-from schemas.lock import MARGIN_S, LockRequest
+from schemas.lock import MARGIN_S, LockRequest, loss_notice
 from schemas.status import Lease
 
 log = logging.getLogger(__name__)
@@ -47,10 +51,12 @@ async def serve_lease(
     request: LockRequest,
     lease: Lease,
     data: bytes,
+    links: LinkSource,
     timing: LeaseTiming,
 ) -> End:
     """Offer the environment to the client behind `assignment`; return when its lease is over.
 
+    `links`: where `assignment` came from, to reach its broker again after a lost connection.
     Returns at the latest `lease.timeout_s + timing.margin_s` after it was called. A client that
     outlives its lease gets its `lockenv` job completed, which tells it to stop.
     """
@@ -63,7 +69,11 @@ async def serve_lease(
         log.warning("%s: no client could be called: %s", lease.environment, refused)
         end = End.UNTAKEN
     except ConnectionLost as lost:
-        await _outlast_client(lease, request, deadline, timing, lost)
+        log.warning("%s: %s; lease %s is kept until its command is certainly over",
+                    lease.environment, lost, lease.id)  # fmt: skip
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await _outlast_client(lease, request, links, assignment.link.endpoint, timing)
         return End.LINK_LOST
     assignment.complete()
     if end in (End.UNTAKEN, End.CLIENT_GONE):
@@ -107,21 +117,41 @@ async def _last_word(result: "asyncio.Future[JobResult]") -> End:
 
 
 async def _outlast_client(
-    lease: Lease,
-    request: LockRequest,
-    deadline: float,
-    timing: LeaseTiming,
-    lost: ConnectionLost,
+    lease: Lease, request: LockRequest, links: LinkSource, broker: Endpoint, timing: LeaseTiming
 ) -> None:
     """Wait until the client's command is certainly over.
 
-    Our own client promises to stop its command soon after its connection broke. A v1 client
-    promises nothing, and might go on until its timeout.
+    A v1 client promises nothing, is told nothing, and may go on until its timeout. Our own client
+    stops once it knows that the lease is lost: because its own connection to the broker broke too,
+    or because it is told over a new one. So the promise counts from the moment when either is
+    certain, which is not before we have reached the same broker again.
     """
-    loop = asyncio.get_running_loop()
-    if request.stops_within_s is not None:
-        deadline = min(deadline, loop.time() + request.stops_within_s + timing.margin_s)
-    pause = max(0.0, deadline - loop.time())
-    log.warning("%s: %s; lease %s is kept for %.0f s more, until its command is certainly over",
-                lease.environment, lost, lease.id, pause)  # fmt: skip
-    await asyncio.sleep(pause)
+    if request.stops_within_s is None:
+        await asyncio.Event().wait()
+        return
+    await _tell_lost(lease, request, links, broker, timing)
+    await asyncio.sleep(request.stops_within_s + timing.margin_s)
+
+
+async def _tell_lost(
+    lease: Lease, request: LockRequest, links: LinkSource, broker: Endpoint, timing: LeaseTiming
+) -> None:
+    """Reach `broker` again, and give a client that is connected to it a loss notice."""
+    up = links.up
+    while True:
+        link = next((one for one in up if one.endpoint == broker and not one.is_lost), None)
+        if link is None:
+            up = await links.changed(up)
+            continue
+        with contextlib.suppress(ConnectionLost):
+            # Not the offer's unique id: gearmand would take the notice for the job that still runs.
+            job = await submit(link, request.callback, loss_notice(lease.id), unique=uuid4().hex)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timing.untaken_s):
+                    await job.result()
+                return
+            # Nobody serves the callback: the client's connection broke as ours did. Closing
+            # withdraws the notice.
+            await link.aclose()
+            return
+        up = links.up

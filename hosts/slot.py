@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from broker.links import LinkSource
 from broker.worker import Assignment, Worker
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
@@ -15,6 +16,7 @@ from hosts.lease import LeaseTiming, serve_lease
 from hosts.state import EFFECTS, Effect, Event, ForbiddenTransition, step
 from schemas.errors import TestenvError
 from schemas.lock import DEFAULT_TIMEOUT_S, BadLockRequest, LockRequest
+from schemas.names import lock_functions
 from schemas.status import EnvironmentReport, EnvState, Lease
 
 log = logging.getLogger(__name__)
@@ -49,12 +51,13 @@ class Slot:
     def __init__(
         self,
         caretaker: Caretaker,
-        worker: Worker,
+        links: LinkSource,
         admission: Admission,
         timing: SlotTiming,
     ) -> None:
         self._caretaker = caretaker
-        self._worker = worker
+        self._links = links
+        self._worker = Worker(links, lock_functions(caretaker.labels))
         self._admission = admission
         self._timing = timing
         self._generation = 0
@@ -149,7 +152,7 @@ class Slot:
         )
         log.info("%s: lease %s to %s", self._caretaker.id, lease.id, lease.holder)
         data = self._caretaker.data_file(lease)
-        end = await serve_lease(assignment, request, lease, data, self._timing.lease)
+        end = await serve_lease(assignment, request, lease, data, self._links, self._timing.lease)
         held_s = asyncio.get_running_loop().time() - self._since
         log.info("%s: lease %s ended after %.1f s: %s", self._caretaker.id, lease.id, held_s, end)
         self._grant = None

@@ -32,7 +32,8 @@ class LockRequest:
     `timeout_s`: how long the client may hold it, None to leave that to the agent.
     `holder`: who asks, for people to read.
     `stops_within_s`: the client's promise that its command is dead this many seconds after its
-    broker connection broke; None for a v1 client, which promises nothing.
+    broker connection broke, its lock request ended, or a loss notice reached it; None for a v1
+    client, which promises nothing.
     """
 
     callback: str
@@ -99,3 +100,22 @@ def parse_offer(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or not document:
         raise OfferRefused("its data is not a JSON object with keys")
     return document
+
+
+def loss_notice(lease_id: str) -> bytes:
+    """The argument of a callback job that is no offer: it tells a client its lease is lost.
+
+    Only for clients that promise (`stops_within_s`); a v1 client would take it for a data file.
+    """
+    return json.dumps({"testenv": {"lost": lease_id}}).encode()
+
+
+def lost_lease(data: bytes) -> str | None:
+    """The lease that a callback job's argument says is lost, or None if it is an offer."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    ours = document.get("testenv") if isinstance(document, dict) else None
+    lost = ours.get("lost") if isinstance(ours, dict) else None
+    return lost if isinstance(lost, str) else None

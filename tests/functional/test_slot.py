@@ -18,8 +18,7 @@ from hosts.admission import Admission
 from hosts.lease import LeaseTiming
 from hosts.slot import Slot, SlotTiming
 from schemas.errors import DriverError
-from schemas.lock import LockRequest
-from schemas.names import lock_functions
+from schemas.lock import LockRequest, lost_lease
 from schemas.status import EnvState, Lease
 from tests.functional.brokers import RunningBroker, running_broker
 
@@ -62,8 +61,7 @@ async def living_slot(
 ) -> AsyncIterator[Slot]:
     admission = admission or Admission()
     async with Links([broker.endpoint], client_id="te1/1") as links:
-        worker = Worker(links, lock_functions(caretaker.labels))
-        slot = Slot(caretaker, worker, admission, timing)
+        slot = Slot(caretaker, links, admission, timing)
         life = asyncio.create_task(slot.run())
         try:
             yield slot
@@ -275,7 +273,7 @@ async def test_stopping_lets_the_running_lease_end(broker: RunningBroker) -> Non
     admission = Admission()
     caretaker = Caretaker()
     async with Links([broker.endpoint], client_id="te1/1") as links, client(broker) as holder:
-        slot = Slot(caretaker, Worker(links, ["lockenv"]), admission, QUICK)
+        slot = Slot(caretaker, links, admission, QUICK)
         life = asyncio.create_task(slot.run())
         await holder.request()
         offer = await holder.offer()
@@ -305,15 +303,49 @@ async def test_a_v1_client_keeps_its_environment_when_the_broker_dies(
         assert caretaker.turnovers == 1
 
 
-async def test_our_client_s_promise_frees_the_environment_sooner(broker: RunningBroker) -> None:
-    wish = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=0.2)
+OUR_WISH = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=0.2)
+
+
+async def test_our_client_s_promise_frees_the_environment_after_a_broker_s_restart(
+    broker: RunningBroker,
+) -> None:
     async with living_slot(broker, Caretaker()) as slot:
         async with client(broker) as holder:
-            await holder.request(wish.dump())
+            await holder.request(OUR_WISH.dump())
             await holder.offer()
             broker.kill()
+            await asyncio.sleep(OUR_WISH.stops_within_s or 0)
+            assert slot.report().state is EnvState.LEASED
         broker.restart()
         await reaches(slot, EnvState.READY)
+
+
+async def test_a_client_that_is_still_connected_is_told_that_its_lease_is_lost(
+    broker: RunningBroker,
+) -> None:
+    """Only the agent's connection breaks: without the notice its client would run on."""
+    caretaker = Caretaker()
+    async with (
+        Links([broker.endpoint], client_id="te1/1") as links,
+        client(broker) as holder,
+    ):
+        slot = Slot(caretaker, links, Admission(), QUICK)
+        life = asyncio.create_task(slot.run())
+        try:
+            await holder.request(OUR_WISH.dump())
+            await holder.offer()
+            lease = slot.report().lease
+            assert lease
+            links.up[0].abort("cut")
+            notice = await holder.offer()
+            assert lost_lease(notice.arguments) == lease.id
+            assert slot.report().state is EnvState.LEASED
+            notice.fail()
+            await reaches(slot, EnvState.READY)
+            assert caretaker.turnovers == 1
+        finally:
+            life.cancel()
+            await asyncio.wait([life], timeout=SOON_S)
 
 
 @pytest.fixture
@@ -328,7 +360,7 @@ async def test_two_brokers_never_lease_one_environment_twice(
     caretaker = Caretaker()
     endpoints = [broker.endpoint, second_broker.endpoint]
     async with Links(endpoints, client_id="te1/1") as links:
-        slot = Slot(caretaker, Worker(links, ["lockenv"]), Admission(), QUICK)
+        slot = Slot(caretaker, links, Admission(), QUICK)
         life = asyncio.create_task(slot.run())
         try:
             async with client(broker) as one, client(second_broker) as other:

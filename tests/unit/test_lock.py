@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import OfferRefused
-from schemas.lock import BadLockRequest, LockRequest, parse_offer
+from schemas.lock import BadLockRequest, LockRequest, loss_notice, lost_lease, parse_offer
 
 TOCI = b'{"callback_name": "callback_42", "timeout": "10800"}'
 
@@ -92,3 +92,9 @@ def test_an_error_text_in_the_data_file_s_place_is_refused(data: bytes, why: str
     with pytest.raises(OfferRefused) as refused:
         parse_offer(data)
     assert why in str(refused.value)
+
+
+def test_a_loss_notice_is_told_from_an_offer() -> None:
+    assert lost_lease(loss_notice("abc")) == "abc"
+    for offer in (b'{"seed-ip": "x"}', b'{"testenv": {"lease": {}}}', b"Couldn't", b"[]", b"1"):
+        assert lost_lease(offer) is None
