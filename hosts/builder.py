@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hosts.drivers.base import Drivers, Reservation
 from schemas.errors import DriverError
-from schemas.plan import Environment, HostPlan, Role
+from schemas.plan import Domain, Environment, HostPlan, KernelBoot, Role
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Builder:
         drivers = self._drivers
         for domain in env.domains:
             drivers.hypervisor.power_off_domain(domain.name)
+        self._check_boot_files(env.seed)
         drivers.switch.ensure_bridge(env.bridge)
         for domain in env.domains:
             for nic in domain.nics:
@@ -79,6 +80,15 @@ class Builder:
             drivers.disks.make_fresh(domain.disk)
             drivers.hypervisor.ensure_domain(domain)
         drivers.hypervisor.start_domain(env.seed.name)
+
+    def _check_boot_files(self, domain: Domain) -> None:
+        """Said here with the file's name, rather than by qemu with its own words."""
+        if domain.disk.base:
+            self._drivers.disks.check_image(domain.disk.base)
+        if isinstance(domain.boot, KernelBoot):
+            for path in (domain.boot.kernel, domain.boot.initrd):
+                if path:
+                    self._drivers.disks.check_readable(path)
 
     def _ensure_public(self) -> None:
         public, drivers = self._plan.public, self._drivers

@@ -125,6 +125,9 @@ class Disks(Protocol):
     def check_image(self, image: Path) -> None:
         """`image` exists, is qcow2 or raw, and qemu's user can read it."""
 
+    def check_readable(self, path: Path) -> None:
+        """`path` (a kernel, an initrd) exists and qemu's user can read it."""
+
     def make_fresh(self, disk: Disk) -> None:
         """`disk` is as new: a fresh overlay on its base, or blank. What it held is gone."""
 

@@ -12,6 +12,8 @@ from schemas.plan import Disk, Domain, KernelBoot, Nic
 MARK_NAMESPACE = "urn:testenv:domain"
 """XML namespace of our element in a domain's `<metadata>`."""
 MARK_PREFIX = "testenv"
+ARCH = "x86_64"
+MACHINE = "q35"
 
 _OFFLOADS = {
     "host": ("csum", "gso", "tso4", "tso6", "ecn", "ufo"),
@@ -75,8 +77,13 @@ def qemu_credentials(capabilities: str) -> tuple[int, int]:
     return int(uid), int(gid)
 
 
+def emulator_path(domain_capabilities: str) -> str:
+    """The QEMU program, from libvirt's domain capabilities document."""
+    return etree.fromstring(domain_capabilities).findtext("path", default="")
+
+
 def _os(boot: str | KernelBoot) -> etree._Element:
-    machine = E.type("hvm", arch="x86_64", machine="q35")
+    machine = E.type("hvm", arch=ARCH, machine=MACHINE)
     match boot:
         case KernelBoot(kernel=kernel, initrd=initrd, cmdline=cmdline):
             return E.os(

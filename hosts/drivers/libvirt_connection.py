@@ -42,7 +42,7 @@ class LibvirtConnection:
             why = f"libvirt does not answer within {OPEN_TIMEOUT_S:g} s"
             raise self._unreachable(why) from exc
         except libvirt.libvirtError as exc:
-            raise self._unreachable(exc.get_error_message()) from exc
+            raise self._unreachable(one_line(exc)) from exc
 
     @contextmanager
     def naming(self, name: str, doing: str) -> Iterator[libvirt.virConnect]:
@@ -51,7 +51,7 @@ class LibvirtConnection:
         try:
             yield connection
         except libvirt.libvirtError as exc:
-            why = f"{doing} failed: {exc.get_error_message()}"
+            why = f"{doing} failed: {one_line(exc)}"
             remedy = "" if connection.isAlive() else _RESTART.format(uri=self.uri)
             raise DomainError(name, why, remedy=remedy) from exc
 
@@ -77,6 +77,11 @@ class LibvirtConnection:
 
     def _unreachable(self, why: str) -> DomainError:
         return DomainError(self.uri, why, remedy=_RESTART.format(uri=self.uri))
+
+
+def one_line(error: libvirt.libvirtError) -> str:
+    """What libvirt says, which may quote several lines of QEMU's output, as one line."""
+    return " ".join((error.get_error_message() or str(error)).split())
 
 
 def _open(uri: str, opening: "Future[libvirt.virConnect]") -> None:

@@ -1,0 +1,284 @@
+"""Drivers that only remember: for tests of everything above the drivers, at any scale.
+
+All five act on one FakeMachine, which plays the host's kernel, libvirt and Open vSwitch: what is
+on it outlives the drivers, as the real things outlive the agent.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from hosts.drivers.base import BridgeInfo, DomainInfo, Drivers, PortInfo, Reservation
+from schemas.errors import (
+    BridgeError,
+    DiskError,
+    DomainError,
+    ForeignObject,
+    NetworkError,
+    TestenvError,
+)
+from schemas.plan import Disk, Domain
+
+
+@dataclass
+class FakeDomain:
+    owner: str
+    plan: Domain | None = None
+    running: bool = False
+
+
+@dataclass
+class FakeBridge:
+    owner: str
+    ports: dict[str, PortInfo] = field(default_factory=dict)
+
+
+@dataclass
+class FakeMachine:
+    """A host's state, free to be looked at and meddled with. An owner of "" marks nothing."""
+
+    domains: dict[str, FakeDomain] = field(default_factory=dict)
+    bridges: dict[str, FakeBridge] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    """Network devices and their owners; taps are the owned ones."""
+    addresses: dict[IPv4Interface, str] = field(default_factory=dict)
+    """Each address of the host, and the device that has it."""
+    disks: dict[Path, Disk] = field(default_factory=dict)
+    used: set[Path] = field(default_factory=set)
+    """Disks that a guest has run on since they were made fresh."""
+    images: set[Path] = field(default_factory=set)
+    """Base images, kernels and the like that can be used."""
+    reservations: tuple[Reservation, ...] = ()
+    _failures: dict[tuple[str, str], TestenvError] = field(default_factory=dict)
+
+    def fail_on(self, verb: str, name: str, error: TestenvError) -> None:
+        """Let `verb` (a driver's method) raise `error` for `name` from now on.
+
+        For ports the name is the port's, for disks the path; "" is for verbs without a name.
+        """
+        self._failures[verb, name] = error
+
+    def heal(self, verb: str, name: str) -> None:
+        self._failures.pop((verb, name), None)
+
+    def power_cut(self) -> None:
+        """A reboot: domains are off, taps, addresses and dnsmasq gone; the rest is on disk."""
+        for domain in self.domains.values():
+            domain.running = False
+        self.devices = {name: owner for name, owner in self.devices.items() if not owner}
+        self.addresses.clear()
+        self.reservations = ()
+
+    def attempt(self, verb: str, name: str = "") -> None:
+        """What every fake verb does first."""
+        if error := self._failures.get((verb, name)):
+            raise error
+
+
+def fake_drivers(machine: FakeMachine, host: str) -> Drivers:
+    """Drivers of `host` on `machine`; another set on the same machine is an agent restarted."""
+    return Drivers(
+        hypervisor=FakeHypervisor(machine, host),
+        switch=FakeSwitch(machine, host),
+        network=FakeNetwork(machine, host),
+        addresses=FakeAddresses(machine),
+        disks=FakeDisks(machine),
+    )
+
+
+@dataclass
+class FakeHypervisor:
+    machine: FakeMachine
+    host: str
+
+    def ensure_domain(self, domain: Domain) -> None:
+        self.machine.attempt("ensure_domain", domain.name)
+        existing = self._find(domain.name)
+        if existing is None:
+            existing = self.machine.domains[domain.name] = FakeDomain(self.host)
+        existing.plan = domain
+
+    def start_domain(self, name: str) -> None:
+        self.machine.attempt("start_domain", name)
+        domain = self._find(name)
+        if domain is None or domain.plan is None:
+            raise DomainError(name, "there is no such domain")
+        if domain.running:
+            return
+        if domain.plan.disk.path not in self.machine.disks:
+            raise DomainError(name, f"{domain.plan.disk.path} does not exist")
+        for nic in domain.plan.nics:
+            if nic.port not in self.machine.devices:
+                raise DomainError(name, f"device {nic.port} does not exist")
+        domain.running = True
+        self.machine.used.add(domain.plan.disk.path)
+
+    def power_off_domain(self, name: str) -> None:
+        self.machine.attempt("power_off_domain", name)
+        domain = self._find(name)
+        if domain is not None:
+            domain.running = False
+
+    def remove_domain(self, name: str) -> None:
+        self.machine.attempt("remove_domain", name)
+        if self._find(name) is not None:
+            del self.machine.domains[name]
+
+    def domains(self) -> tuple[DomainInfo, ...]:
+        self.machine.attempt("domains")
+        return tuple(
+            DomainInfo(name, domain.running)
+            for name, domain in self.machine.domains.items()
+            if domain.owner == self.host
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _find(self, name: str) -> FakeDomain | None:
+        domain = self.machine.domains.get(name)
+        if domain is not None and domain.owner != self.host:
+            raise ForeignObject("domain", name, owner=domain.owner)
+        return domain
+
+
+@dataclass
+class FakeSwitch:
+    machine: FakeMachine
+    host: str
+
+    def ensure_bridge(self, name: str) -> None:
+        self.machine.attempt("ensure_bridge", name)
+        if self._find(name) is None:
+            self.machine.bridges[name] = FakeBridge(self.host)
+            self.machine.devices.setdefault(name, "")
+
+    def ensure_port(self, bridge: str, port: str) -> None:
+        self.machine.attempt("ensure_port", port)
+        if port not in self.machine.devices:
+            raise BridgeError(port, "there is no such device to make a port of")
+        for name, other in self.machine.bridges.items():
+            if port in other.ports and other.owner != self.host:
+                raise ForeignObject("port", port, owner=other.owner)
+            if port in other.ports and name != bridge:
+                del other.ports[port]
+        home = self._find(bridge)
+        if home is None:
+            raise BridgeError(bridge, "there is no such bridge")
+        home.ports[port] = PortInfo(port)
+
+    def remove_port(self, bridge: str, port: str) -> None:
+        self.machine.attempt("remove_port", port)
+        home = self._find(bridge)
+        if home is not None:
+            home.ports.pop(port, None)
+
+    def remove_bridge(self, name: str) -> None:
+        self.machine.attempt("remove_bridge", name)
+        if self._find(name) is not None:
+            del self.machine.bridges[name]
+            self.machine.devices.pop(name, None)
+
+    def bridges(self) -> tuple[BridgeInfo, ...]:
+        self.machine.attempt("bridges")
+        return tuple(
+            BridgeInfo(name, dict(bridge.ports))
+            for name, bridge in self.machine.bridges.items()
+            if bridge.owner == self.host
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _find(self, name: str) -> FakeBridge | None:
+        bridge = self.machine.bridges.get(name)
+        if bridge is not None and bridge.owner != self.host:
+            raise ForeignObject("bridge", name, owner=bridge.owner)
+        return bridge
+
+
+@dataclass
+class FakeNetwork:
+    machine: FakeMachine
+    host: str
+
+    def ensure_tap(self, name: str) -> None:
+        self.machine.attempt("ensure_tap", name)
+        self._refuse_foreign(name)
+        self.machine.devices[name] = self.host
+
+    def remove_tap(self, name: str) -> None:
+        self.machine.attempt("remove_tap", name)
+        self._refuse_foreign(name)
+        self.machine.devices.pop(name, None)
+
+    def taps(self) -> tuple[str, ...]:
+        self.machine.attempt("taps")
+        return tuple(name for name, owner in self.machine.devices.items() if owner == self.host)
+
+    def ensure_address(self, interface: str, address: IPv4Interface) -> None:
+        self.machine.attempt("ensure_address", interface)
+        self._require(interface)
+        for held in [each for each in self.machine.addresses if each.ip == address.ip]:
+            del self.machine.addresses[held]
+        self.machine.addresses[address] = interface
+
+    def ensure_up(self, interface: str) -> None:
+        self.machine.attempt("ensure_up", interface)
+        self._require(interface)
+
+    def _refuse_foreign(self, name: str) -> None:
+        owner = self.machine.devices.get(name, self.host)
+        if owner != self.host:
+            raise ForeignObject("interface", name, owner=owner)
+
+    def _require(self, interface: str) -> None:
+        if interface not in self.machine.devices:
+            raise NetworkError(interface, "there is no such device")
+
+
+@dataclass
+class FakeAddresses:
+    machine: FakeMachine
+
+    def ensure_reservations(self, reservations: Iterable[Reservation]) -> None:
+        self.machine.attempt("ensure_reservations")
+        self.machine.reservations = tuple(reservations)
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        self.machine.attempt("reservations")
+        return self.machine.reservations
+
+    def remove(self) -> None:
+        self.machine.attempt("remove")
+        self.machine.reservations = ()
+
+
+@dataclass
+class FakeDisks:
+    machine: FakeMachine
+
+    def check_image(self, image: Path) -> None:
+        self.machine.attempt("check_image", str(image))
+        self._require(image)
+
+    def check_readable(self, path: Path) -> None:
+        self.machine.attempt("check_readable", str(path))
+        self._require(path)
+
+    def make_fresh(self, disk: Disk) -> None:
+        self.machine.attempt("make_fresh", str(disk.path))
+        if disk.base is not None:
+            self._require(disk.base)
+        self.machine.disks[disk.path] = disk
+        self.machine.used.discard(disk.path)
+
+    def remove(self, path: Path) -> None:
+        self.machine.attempt("remove", str(path))
+        self.machine.disks.pop(path, None)
+        self.machine.used.discard(path)
+
+    def _require(self, image: Path) -> None:
+        if image not in self.machine.images:
+            raise DiskError(str(image), "there is no such file")

@@ -1,0 +1,150 @@
+"""A whole fleet in a lab: a broker, agents on lab hosts, clients on the CI network."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.lab import Lab, LabHost, LabProcess
+
+BIN = str(Path(sys.executable).parent)
+BROKER = "198.51.100.1:4730"
+READY_WITHIN_S = 90.0
+
+CONFIG = """
+[host]
+name = "{name}"
+brokers = ["{broker}"]
+[public]
+interface = "eth1"
+address = "203.0.113.{own}/24"
+seed_addresses = ["203.0.113.{first}", "203.0.113.{last}"]
+[environments]
+count = {count}
+[environments.seed]
+memory_mib = 256
+kernel = "{images}/vmlinuz"
+initrd = "{images}/seed.initrd"
+cmdline = "{cmdline}"
+[environments.nodes]
+count = 2
+memory_mib = 256
+"""
+
+BROKERS = {
+    "testenv-broker": [f"{BIN}/testenv-broker", "run", "--listen", BROKER],
+    "gearmand": ["gearmand", "--listen=198.51.100.1", "--port=4730", "--log-file=stderr"],
+}
+
+
+def config_text(host: LabHost, number: int, count: int = 2) -> str:
+    """The configuration of the lab's host `number` (from 1): seeds at .20, .30, ..."""
+    first = 10 + 10 * number
+    return CONFIG.format(
+        name=host.name,
+        broker=BROKER,
+        own=10 + number,
+        first=first,
+        last=first + 9,
+        count=count,
+        images=host.images,
+        cmdline=host.image.cmdline("seed"),
+    )
+
+
+class Fleet:
+    """What the tests do with the fleet: only what a job, an admin or an operator could do."""
+
+    def __init__(self, lab: Lab, logs: Path) -> None:
+        self.lab = lab
+        self._logs = logs
+        self._agents: dict[str, LabProcess] = {}
+
+    @contextmanager
+    def broker(self, kind: str) -> Iterator[None]:
+        """`kind` is one of BROKERS, on the CI network."""
+        with (self._logs / f"{kind}.log").open("a") as log:
+            broker = self.lab.ci.popen(BROKERS[kind], stdout=log, stderr=log)
+            try:
+                yield
+            finally:
+                broker.terminate()
+                broker.wait(timeout=20)
+
+    def configure(self, host: LabHost, text: str) -> Path:
+        """Write the host's configuration; its path as the host sees it."""
+        path = Path("/var/lib/testenv/host.toml")
+        host.path(path).write_text(text)
+        return path
+
+    def admin(self, host: LabHost, *words: str, check: bool = True) -> Any:
+        """`testenv-host` with the host's configuration, on the host; the finished process."""
+        argv = [f"{BIN}/testenv-host", "--config", "/var/lib/testenv/host.toml", *words]
+        return host.run(argv, check=check, timeout=120)
+
+    def start_agent(self, host: LabHost) -> LabProcess:
+        argv = [f"{BIN}/testenv-host", "--config", "/var/lib/testenv/host.toml", "run"]
+        with (self._logs / f"{host.name}.log").open("a") as log:
+            agent = host.popen([*argv, "--drain-timeout", "10"], stdout=log, stderr=log)
+        self._agents[host.name] = agent
+        return agent
+
+    def stop_agent(self, host: LabHost) -> None:
+        agent = self._agents.pop(host.name)
+        agent.terminate()
+        assert agent.wait(timeout=60) == 0
+
+    def client(self, script: str, *options: str, **popen: Any) -> LabProcess:
+        """A CI job: `testenv-client` with a shell script, on the CI network."""
+        argv = [f"{BIN}/testenv-client", "-b", BROKER, *options, "--", "sh", "-euc", script]
+        return self.lab.ci.popen(argv, **popen)
+
+    def job(self, script: str, *options: str, timeout: float = 120) -> str:
+        """A CI job that must succeed; its stdout."""
+        argv = [f"{BIN}/testenv-client", "-b", BROKER, *options, "--", "sh", "-euc", script]
+        out: str = self.lab.ci.run(argv, timeout=timeout).stdout
+        return out
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """What `testenv status` tells, by environment."""
+        argv = [f"{BIN}/testenv", "status", "--json", "-b", BROKER]
+        hosts = json.loads(self.lab.ci.run(argv, timeout=30).stdout)["hosts"]
+        reports = [host["report"] for host in hosts if host["report"]]
+        return {env["id"]: env for report in reports for env in report["environments"]}
+
+    def wait_for_states(self, expected: dict[str, str]) -> None:
+        """Wait until exactly these environments are in these states."""
+
+        def states() -> dict[str, str]:
+            return {name: env["state"] for name, env in self.environments().items()}
+
+        wait_until(lambda: states() == expected, READY_WITHIN_S, self.log)
+
+    def log(self) -> str:
+        """What brokers and agents said last."""
+        tails = (path.read_text()[-2000:] for path in sorted(self._logs.glob("*.log")))
+        return "\n".join(tails)
+
+
+def wait_until(
+    condition: Callable[[], bool], timeout: float, explain: Callable[[], str] = str
+) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {timeout} s\n{explain()}"
+        time.sleep(0.2)
+
+
+@contextmanager
+def running_fleet(workdir: Path, logs: Path, hosts: int = 2) -> Iterator[Fleet]:
+    """A lab with `hosts` configured hosts, te1 and on; no broker and no agents yet."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(workdir))
+        fleet = Fleet(lab, logs)
+        for number in range(1, hosts + 1):
+            host = lab.add_host(f"te{number}")
+            fleet.configure(host, config_text(host, number))
+        yield fleet

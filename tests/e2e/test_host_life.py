@@ -1,0 +1,169 @@
+"""A host through restarts, power cuts, foreign objects and the end."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.fleet import Fleet, config_text
+from tests.lab import LabHost
+
+TE1_READY = {"te1/1": "ready", "te1/2": "ready"}
+
+
+@pytest.fixture
+def alone(lab_fleet: Fleet) -> Iterator[Fleet]:
+    """A broker, and no agent yet; te1 is destroyed afterwards."""
+    te1 = lab_fleet.lab.hosts["te1"]
+    with lab_fleet.broker("testenv-broker"):
+        yield lab_fleet
+        lab_fleet.configure(te1, config_text(te1, 1))
+        lab_fleet.admin(te1, "destroy", "--yes")
+
+
+@pytest.fixture
+def te1(alone: Fleet) -> LabHost:
+    return alone.lab.hosts["te1"]
+
+
+def traces(host: LabHost) -> str:
+    """All that an agent could leave behind on a host."""
+    commands = (
+        "virsh list --all --name; ovs-vsctl list-br; ip -o link | cut -d: -f2;"
+        "ls /var/lib/testenv/disks /var/lib/testenv/console 2>/dev/null;"
+        "pgrep -c qemu-system; pgrep -c dnsmasq; true"
+    )
+    return host.run(["sh", "-c", commands]).stdout
+
+
+def test_destroy_leaves_nothing_of_ours_and_everything_else(alone: Fleet, te1: LabHost) -> None:
+    te1.run(["ovs-vsctl", "add-br", "br-foreign", "--", "set", "bridge", "br-foreign",
+             "datapath_type=netdev"])  # fmt: skip
+    te1.run(["virsh", "define", "/dev/stdin"], stdin=FOREIGN_DOMAIN.format(name="foreign"))
+    before = traces(te1)
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    assert "seed_1" in traces(te1)
+    alone.stop_agent(te1)
+    alone.admin(te1, "destroy", "--yes")
+    assert traces(te1) == before
+    te1.run(["virsh", "undefine", "foreign"])
+    te1.run(["ovs-vsctl", "del-br", "br-foreign"])
+
+
+def test_destroy_without_yes_and_without_a_terminal_does_nothing(
+    alone: Fleet, te1: LabHost
+) -> None:
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    alone.stop_agent(te1)
+    before = traces(te1)
+    refused = alone.admin(te1, "destroy", check=False)
+    assert refused.returncode == 2
+    assert "seed_1" in refused.stderr
+    assert traces(te1) == before
+
+
+def test_destroy_and_a_second_run_are_refused_while_the_agent_runs(
+    alone: Fleet, te1: LabHost
+) -> None:
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    for words in (["destroy", "--yes"], ["run"]):
+        refused = alone.admin(te1, *words, check=False)
+        assert refused.returncode == 1
+        assert "an agent already runs on /var/lib/testenv" in refused.stderr
+    alone.wait_for_states(TE1_READY)
+    alone.stop_agent(te1)
+
+
+def test_an_agent_s_stop_leaves_the_vms_and_its_restart_offers_them_again(
+    alone: Fleet, te1: LabHost
+) -> None:
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    alone.stop_agent(te1)
+    assert "seed_1" in te1.run(["virsh", "list", "--name"]).stdout
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    alone.stop_agent(te1)
+
+
+def test_a_power_cut_ends_in_the_same_environments_and_the_host_s_own_address(
+    alone: Fleet, te1: LabHost
+) -> None:
+    agent = alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    before = te1.run(["virsh", "dumpxml", "--inactive", "baremetalbrbm1_0"]).stdout
+    te1.power_cut()
+    agent.wait(timeout=20)
+    te1.power_on()
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    assert te1.run(["virsh", "dumpxml", "--inactive", "baremetalbrbm1_0"]).stdout == before
+    alone.lab.ci.run(["busybox", "ping", "-c", "3", "-W", "2", "203.0.113.11"])
+    alone.stop_agent(te1)
+
+
+def test_a_smaller_count_removes_what_is_no_longer_planned(alone: Fleet, te1: LabHost) -> None:
+    alone.start_agent(te1)
+    alone.wait_for_states(TE1_READY)
+    alone.stop_agent(te1)
+    alone.configure(te1, config_text(te1, 1, count=1))
+    alone.start_agent(te1)
+    alone.wait_for_states({"te1/1": "ready"})
+    left = traces(te1)
+    assert "seed_1" in left
+    assert not any(name in left for name in ("seed_2", "brbm2", "te2s0"))
+    alone.stop_agent(te1)
+
+
+def test_a_foreign_domain_and_a_foreign_bridge_break_their_environment_only(
+    alone: Fleet, te1: LabHost
+) -> None:
+    te1.run(["virsh", "define", "/dev/stdin"], stdin=FOREIGN_DOMAIN.format(name="seed_1"))
+    foreign = te1.run(["virsh", "dumpxml", "seed_1"]).stdout
+    alone.start_agent(te1)
+    alone.wait_for_states({"te1/1": "broken", "te1/2": "ready"})
+    reason = alone.environments()["te1/1"]["reason"]
+    assert "domain seed_1: this domain exists and is not marked as ours" in reason
+    assert te1.run(["virsh", "dumpxml", "seed_1"]).stdout == foreign
+    alone.job("true")
+    alone.stop_agent(te1)
+    te1.run(["virsh", "undefine", "seed_1"])
+
+
+def test_an_image_that_is_missing_is_named_by_check_and_by_run(alone: Fleet, te1: LabHost) -> None:
+    text = config_text(te1, 1).replace("seed.initrd", "gone.initrd")
+    alone.configure(te1, text)
+    checked = alone.admin(te1, "check", check=False)
+    assert checked.returncode == 1
+    assert "gone.initrd" in checked.stdout
+    alone.start_agent(te1)
+    alone.wait_for_states({"te1/1": "broken", "te1/2": "broken"})
+    assert "gone.initrd" in alone.environments()["te1/1"]["reason"]
+    alone.stop_agent(te1)
+
+
+def test_check_passes_on_a_host_that_can_carry_its_plan(alone: Fleet, te1: LabHost) -> None:
+    checked = alone.admin(te1, "check", check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_check_names_what_is_wrong_with_the_remedy(alone: Fleet, te1: LabHost) -> None:
+    te1.run(["sh", "-c", "kill $(cat /run/openvswitch/ovsdb-server.pid)"])
+    checked = alone.admin(te1, "check", check=False)
+    te1.power_cut()
+    te1.power_on()
+    assert checked.returncode == 1
+    assert any(
+        "Open vSwitch" in line and "openvswitch" in line for line in checked.stdout.splitlines()
+    )
+
+
+FOREIGN_DOMAIN = """
+<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='x86_64'>hvm</type></os>
+</domain>
+"""
