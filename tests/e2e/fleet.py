@@ -1,6 +1,7 @@
 """A whole fleet in a lab: a broker, agents on lab hosts, clients on the CI network."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,16 +98,32 @@ class Fleet:
         agent.terminate()
         assert agent.wait(timeout=60) == 0
 
-    def client(self, script: str, *options: str, **popen: Any) -> LabProcess:
+    @contextmanager
+    def client(self, script: str, **popen: Any) -> Iterator[LabProcess]:
         """A CI job: `testenv-client` with a shell script, on the CI network."""
-        argv = [f"{BIN}/testenv-client", "-b", BROKER, *options, "--", "sh", "-euc", script]
-        return self.lab.ci.popen(argv, **popen)
+        argv = _job_command(script)
+        with self.lab.ci.popen(argv, **popen) as job:
+            try:
+                yield job
+            finally:
+                job.kill()
 
-    def job(self, script: str, *options: str, timeout: float = 120) -> str:
+    @contextmanager
+    def lease(self) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+        """A CI job that holds an environment: its data file, and what makes it end well."""
+        script = 'jq -c . "$TE_DATAFILE"; read -r go'
+        with self.client(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
+
+            def end() -> None:
+                job.communicate("go\n", timeout=60)
+                assert job.returncode == 0
+
+            assert job.stdout
+            yield json.loads(job.stdout.readline()), end
+
+    def job(self, script: str, timeout: float = 120) -> str:
         """A CI job that must succeed; its stdout."""
-        argv = [f"{BIN}/testenv-client", "-b", BROKER, *options, "--", "sh", "-euc", script]
-        out: str = self.lab.ci.run(argv, timeout=timeout).stdout
-        return out
+        return self.lab.ci.run(_job_command(script), timeout=timeout).stdout
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """What `testenv status` tells, by environment."""
@@ -127,6 +144,11 @@ class Fleet:
         """What brokers and agents said last."""
         tails = (path.read_text()[-2000:] for path in sorted(self._logs.glob("*.log")))
         return "\n".join(tails)
+
+
+def _job_command(script: str) -> list[str]:
+    with_our_path = f'PATH="{BIN}:$PATH"\n{script}'
+    return [f"{BIN}/testenv-client", "-b", BROKER, "--", "sh", "-euc", with_our_path]
 
 
 def wait_until(

@@ -1,7 +1,7 @@
 """The main job, on real VMs and real Open vSwitch: lock, use, give back."""
 
 import json
-import subprocess
+from contextlib import ExitStack
 from typing import Any
 
 from lxml import etree
@@ -14,7 +14,6 @@ SEED_ANSWERS = """
 ip=$(jq -r '."seed-ip"' "$TE_DATAFILE")
 curl -fsS --retry 60 --retry-delay 1 --retry-all-errors --connect-timeout 1 "http://$ip/" >&2
 """
-WAIT_FOR_GO = 'cat "$TE_DATAFILE"; read -r go'
 
 
 def host_of(fleet: Fleet, document: dict[str, Any]) -> LabHost:
@@ -51,14 +50,9 @@ def test_the_seed_answers_at_its_address_on_the_ci_network(fleet: Fleet) -> None
 
 def test_a_node_that_is_powered_on_boots_from_its_own_seed(fleet: Fleet) -> None:
     """The seed's DHCP, QEMU's iPXE, the private bridge: all of it is the environment's own."""
-    job = fleet.client(WAIT_FOR_GO, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert job.stdout
-        assert job.stdin
-        document = json.loads("".join(iter(job.stdout.readline, "}\n")) + "}")
-        host = host_of(fleet, document)
+    with fleet.lease() as (document, end):
         node = document["nodes"][0]
-        virsh(host, "start", node["name"])
+        virsh(host_of(fleet, document), "start", node["name"])
         url = f"http://{document['seed-ip']}/nodes"
 
         def reported() -> bool:
@@ -66,39 +60,31 @@ def test_a_node_that_is_powered_on_boots_from_its_own_seed(fleet: Fleet) -> None
             return node["ports"][0]["address"] in answer
 
         wait_until(reported, 90, fleet.log)
-        job.communicate("go\n", timeout=60)
-        assert job.returncode == 0
-    finally:
-        job.kill()
+        end()
 
 
 def test_what_a_holder_did_is_gone_for_the_next(fleet: Fleet) -> None:
-    """A started node, a tag on its port, a changed boot order, a disk written to: all undone."""
-    job = fleet.client(WAIT_FOR_GO, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert job.stdout
-        document = json.loads("".join(iter(job.stdout.readline, "}\n")) + "}")
+    """A started node, a tag on its port, more CPUs, a disk written to: all undone."""
+    with fleet.lease() as (document, end):
         host = host_of(fleet, document)
-        env = document["testenv"]["lease"]["environment"]
         node = document["testenv"]["nodes"][0]
         before = virsh(host, "dumpxml", "--inactive", node["name"])
         [disk] = etree.fromstring(before.encode()).xpath("devices/disk/source/@file")
-        virsh(host, "start", node["name"])
-        host.run(["ovs-vsctl", "set", "port", node["nics"][0]["port"], "tag=42"])
-        virsh(host, "destroy", node["name"])
         changed = before.replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<")
         assert changed != before
         host.run(["virsh", "define", "/dev/stdin"], stdin=changed)
+        host.run(["ovs-vsctl", "set", "port", node["nics"][0]["port"], "tag=42"])
         host.run(["qemu-io", "-c", "write -P 7 0 1M", disk])
-        job.communicate("go\n", timeout=60)
+        virsh(host, "start", node["name"])
+        end()
+        env = document["testenv"]["lease"]["environment"]
         wait_until(lambda: fleet.environments()[env]["state"] == "ready", 60, fleet.log)
-        assert virsh(host, "dumpxml", "--inactive", node["name"]) == before
-        assert virsh(host, "domstate", node["name"]).strip() == "shut off"
-        tag = host.run(["ovs-vsctl", "get", "port", node["nics"][0]["port"], "tag"]).stdout
-        assert tag.strip() == "[]"
-        host.run(["qemu-io", "-r", "-c", "read -P 0 0 1M", disk])
-    finally:
-        job.kill()
+    assert virsh(host, "dumpxml", "--inactive", node["name"]) == before
+    assert virsh(host, "domstate", node["name"]).strip() == "shut off"
+    tag = host.run(["ovs-vsctl", "get", "port", node["nics"][0]["port"], "tag"]).stdout
+    assert tag.strip() == "[]"
+    read = host.run(["qemu-io", "-r", "-c", "read -P 0 0 1M", disk]).stdout
+    assert "verification failed" not in read
 
 
 def test_two_environments_are_never_on_one_private_bridge(fleet: Fleet) -> None:
@@ -109,19 +95,14 @@ def test_two_environments_are_never_on_one_private_bridge(fleet: Fleet) -> None:
 
 
 def test_a_second_client_waits_and_gets_its_turn(fleet: Fleet) -> None:
-    holders = [fleet.client("read -r go", stdin=subprocess.PIPE) for _ in range(4)]
-    try:
-        wait_until(
-            lambda: all(env["state"] == "leased" for env in fleet.environments().values()),
-            30,
-            fleet.log,
-        )
-        waiting = fleet.client("true")
-        holders[0].communicate("go\n", timeout=60)
-        assert waiting.wait(timeout=60) == 0
-    finally:
-        for holder in holders:
-            holder.kill()
+    with ExitStack() as stack:
+        leases = [stack.enter_context(fleet.lease()) for _ in range(4)]
+        held = {document["testenv"]["lease"]["environment"] for document, _ in leases}
+        assert held == set(ALL_READY)
+        with fleet.client("true") as waiting:
+            _, end = leases[0]
+            end()
+            assert waiting.wait(timeout=60) == 0
     fleet.wait_for_states(ALL_READY)
 
 

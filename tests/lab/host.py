@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tests.lab.errors import LabError
 from tests.lab.image import GuestImage
 from tests.lab.namespace import Namespace
+from tests.lab.network import CI_ADDRESS
 
 if TYPE_CHECKING:
     from tests.lab.network import Network
@@ -75,7 +76,7 @@ class LabHost(Namespace):
         for name, text in LIBVIRT_CONFIGURATION.items():
             (self._directory / "etc-libvirt" / name).write_text(text)
         (self._directory / "etc-hosts").write_text(
-            f"127.0.0.1 localhost\n198.51.100.1 ci\n{self.address} {self.name}\n"
+            f"127.0.0.1 localhost\n{CI_ADDRESS} ci\n{self.address} {self.name}\n"
         )
         shutil.copytree(image.directory, self._directory / "testenv/images")
 
@@ -97,8 +98,9 @@ class LabHost(Namespace):
         self.stop()
 
     def stop(self) -> None:
-        super().stop()
-        self._network.unplug(self.name)
+        if self.running:
+            super().stop()
+            self._network.unplug(self.name)
 
     def partition(self) -> None:
         """Cut both NICs off the lab's switches; the host itself runs on."""

@@ -13,7 +13,7 @@ from tests.lab.errors import LabError
 from tests.lab.host import OVS_SCHEMA, LabHost
 from tests.lab.image import ensure_image
 from tests.lab.namespace import Namespace, kill_leftover
-from tests.lab.network import Network
+from tests.lab.network import CI_ADDRESS, Network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,13 @@ class Lab:
     """Hosts and a CI network, alive while the context is.
 
     `workdir` must be empty, or be an earlier lab's: what that left behind is removed. Afterwards
-    it holds the hosts' logs. Raises LabError without root or a tool.
+    it holds the hosts' logs. It can't be under /run. Raises LabError without root or a tool.
+
+    `ci` is the CI machine: `ci_address` (hosts also know it as "ci") on the management network,
+    203.0.113.2 on the public one.
     """
+
+    ci_address = CI_ADDRESS
 
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir.resolve()

@@ -143,7 +143,7 @@ class Namespace:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside to its end.
+        """Run a command inside to its end. `env`, if given, is the whole environment.
 
         Raises LabError when it fails (unless `check` is off) or takes longer than `timeout` s.
         """

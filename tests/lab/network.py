@@ -30,6 +30,7 @@ class Segment:
 MANAGEMENT = Segment("br-mgmt", "198.51.100.1/24", "eth0")
 PUBLIC = Segment("br-public", "203.0.113.2/24", "eth1")
 SEGMENTS = (MANAGEMENT, PUBLIC)
+CI_ADDRESS = MANAGEMENT.address.partition("/")[0]
 
 
 class Network:
