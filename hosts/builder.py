@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hosts.drivers.base import Drivers, Reservation
-from schemas.errors import DriverError
+from schemas.errors import HostError
 from schemas.plan import Domain, Environment, HostPlan, KernelBoot, Role
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Builder:
     def __init__(self, plan: HostPlan, drivers: Drivers, state_dir: Path) -> None:
         self._plan = plan
         self._drivers = drivers
-        self._state_dir = state_dir
+        self._directories = (state_dir / "disks", state_dir / "console")
         self._host_lock = threading.Lock()
         self._converged = False
         self._environment_locks = {env.id: threading.Lock() for env in plan.environments}
@@ -36,8 +36,8 @@ class Builder:
         with self._host_lock:
             if self._converged:
                 return
-            for directory in ("disks", "console"):
-                (self._state_dir / directory).mkdir(parents=True, exist_ok=True)
+            for directory in self._directories:
+                directory.mkdir(parents=True, exist_ok=True)
             self._remove_leaks()
             self._ensure_public()
             self._converged = True
@@ -63,9 +63,11 @@ class Builder:
         for tap in drivers.network.taps():
             drivers.network.remove_tap(tap)
         drivers.addresses.remove()
-        for directory in ("disks", "console"):
-            for path in _files(self._state_dir / directory):
+        for directory in self._directories:
+            for path in _files(directory):
                 drivers.disks.remove(path)
+            if directory.is_dir():
+                directory.rmdir()
 
     def _reset(self, env: Environment) -> None:
         drivers = self._drivers
@@ -105,7 +107,7 @@ class Builder:
         domains = {domain.name for domain in plan.domains}
         bridges = {env.bridge for env in plan.environments} | {plan.public.bridge}
         taps = {nic.port for domain in plan.domains for nic in domain.nics}
-        disks = {domain.disk.path for domain in plan.domains}
+        files = {path for domain in plan.domains for path in (domain.disk.path, domain.console)}
         for domain in drivers.hypervisor.domains():
             if domain.name not in domains:
                 log.info("removing domain %s: not in the plan", domain.name)
@@ -123,9 +125,9 @@ class Builder:
             if tap not in taps:
                 log.info("removing tap %s: not in the plan", tap)
                 drivers.network.remove_tap(tap)
-        for path in _files(self._state_dir / "disks"):
-            if path not in disks:
-                log.info("removing disk %s: not in the plan", path)
+        for path in (path for directory in self._directories for path in _files(directory)):
+            if path not in files:
+                log.info("removing %s: not in the plan", path)
                 drivers.disks.remove(path)
 
     @contextmanager
@@ -133,7 +135,7 @@ class Builder:
         """One reset of `env` at a time: an earlier one may still hang in a driver's call."""
         lock = self._environment_locks[env.id]
         if not lock.acquire(timeout=1):
-            raise DriverError(env.id, "an earlier step has not come back from its driver yet")
+            raise HostError(f"{env.id}: an earlier step has not come back from its driver yet")
         try:
             yield
         finally:

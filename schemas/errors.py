@@ -221,7 +221,7 @@ class AgentRunning(HostError):
 class DriverError(HostError):
     """A driver could not bring about what it was asked for; `name` is the object concerned."""
 
-    kind: ClassVar[str] = "object"
+    kind: str = "object"
 
     def __init__(self, name: str, why: str, *, remedy: str = "") -> None:
         self.name = name
@@ -234,7 +234,7 @@ class ForeignObject(DriverError):
 
     def __init__(self, kind: str, name: str, *, owner: str = "", remedy: str = "") -> None:
         self.owner = owner
-        self.foreign_kind = kind
+        self.kind = kind
         marked = f"is marked as {owner}'s" if owner else "is not marked as ours"
         super().__init__(
             name,

@@ -2,12 +2,11 @@
 
 Version 1 is toci's: `{"callback_name": "callback_<jobnum>", "timeout": "10800"}`, scalars as
 strings, further keys ignored. What is new stands under one key, `testenv`, which a v1 peer
-ignores. Plain dataclasses rather than pydantic: a client's way from spawn to command is measured.
+ignores. Named tuples rather than pydantic: a client's way from spawn to command is measured.
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.errors import OfferRefused
 
@@ -25,8 +24,7 @@ class BadLockRequest(ValueError):
     """The arguments of a `lockenv` job that name no callback; nobody can be served."""
 
 
-@dataclass(frozen=True)
-class LockRequest:
+class LockRequest(NamedTuple):
     """One client's wish for one environment.
 
     `timeout_s`: how long the client may hold it, None to leave that to the agent.

@@ -151,8 +151,10 @@ class FakeSwitch:
     def ensure_bridge(self, name: str) -> None:
         self.machine.attempt("ensure_bridge", name)
         if self._find(name) is None:
+            if name in self.machine.devices:
+                raise ForeignObject("network device", name)
             self.machine.bridges[name] = FakeBridge(self.host)
-            self.machine.devices.setdefault(name, "")
+            self.machine.devices[name] = ""
 
     def ensure_port(self, bridge: str, port: str) -> None:
         self.machine.attempt("ensure_port", port)

@@ -39,7 +39,7 @@ class LinuxNetwork:
         self._refuse_foreign(link)
         if not link.is_tap:
             raise NetworkError(name, "a device of ours has this name, but it is not a tap")
-        self.ensure_up(name)
+        set_up(name)
 
     def remove_tap(self, name: str) -> None:
         """There is no tap `name`; a guest that has it open loses its network."""
@@ -69,11 +69,16 @@ class LinuxNetwork:
         _batch(interface, *commands)
 
     def ensure_up(self, interface: str) -> None:
-        _ip(interface, "link", "set", "dev", interface, "up")
+        set_up(interface)
 
     def _refuse_foreign(self, link: "_Link") -> None:
         if link.owner != self._host:
             raise ForeignObject("interface", link.name, owner=link.owner)
+
+
+def set_up(device: str) -> None:
+    """Set `device` administratively up. Raises NetworkError."""
+    _ip(device, "link", "set", "dev", device, "up")
 
 
 @dataclass(frozen=True)

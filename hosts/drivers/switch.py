@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from hosts.drivers.base import BridgeInfo, PortInfo
+from hosts.drivers.network import set_up
 from hosts.drivers.ovsdb import CALL_TIMEOUT_S, Database, Draft, Ovsdb, OvsdbError, Row
-from schemas.errors import BridgeError, ForeignObject
+from schemas.errors import BridgeError, ForeignObject, NetworkError
 
 MARK = "testenv-host"
 """Key in `external_ids` of what we create; its value is the owning host's name."""
@@ -19,6 +20,7 @@ _IFINDEX = "testenv-ifindex"
 """Key in a port's `external_ids`: the index of the device that it was made for."""
 
 _DEVICES = Path("/sys/class/net")
+_IFF_UP = 0x1
 
 
 def detect_datapath_type() -> Literal["system", "netdev"]:
@@ -56,9 +58,15 @@ class OvsSwitch:
         Open vSwitch would take the lowest MAC of its ports, and so change the host's own MAC on
         the bridge whenever a guest's port comes or goes.
         """
+        # Looked at before the database: a bridge of ours is there before its device is.
+        taken = _device_exists(name)
 
         def write(draft: Draft) -> None:
-            bridge = self._bridge(draft, name) or self._insert_bridge(draft, name)
+            bridge = self._bridge(draft, name)
+            if bridge is None:
+                if taken:
+                    raise ForeignObject("network device", name)
+                bridge = self._insert_bridge(draft, name)
             bridge.datapath_type = self._datapath_type
 
         with self._naming(name):
@@ -78,6 +86,7 @@ class OvsSwitch:
                 self._ovsdb.change(lambda draft: self._take_port(draft, port))
             self._ovsdb.change(lambda draft: self._put_port(draft, bridge, port, ifindex))
             self._require_no_error(port)
+            _bring_up(port)
 
     def remove_port(self, bridge: str, port: str) -> None:
         """`port` is not on `bridge`; nothing if there is no such port or bridge."""
@@ -212,11 +221,29 @@ def _errors_of(database: Database, name: str) -> str:
     return "it is gone" if interface is None else "; ".join(interface.error)
 
 
+def _device_exists(name: str) -> bool:
+    return any(device == name for _index, device in socket.if_nameindex())
+
+
 def _ifindex(device: str) -> int:
+    """The kernel's number of a device, never used again once it is gone."""
     try:
         return socket.if_nametoindex(device)
     except OSError as exc:
         raise BridgeError(device, "there is no such device to make a port of") from exc
+
+
+def _bring_up(device: str) -> None:
+    """Set `device` up, should Open vSwitch have set it down.
+
+    It adopts a new device of a known name at once and writes back the flags that it read, perhaps
+    from just before somebody set the device up (measured with 3.1 after a reboot).
+    """
+    try:
+        if not int((_DEVICES / device / "flags").read_text(), 16) & _IFF_UP:
+            set_up(device)
+    except (OSError, NetworkError) as exc:
+        raise BridgeError(device, f"cannot be set up: {exc}") from exc
 
 
 def _is_tap(device: str) -> bool:

@@ -93,10 +93,13 @@ class Fleet:
         self._agents[host.name] = agent
         return agent
 
-    def stop_agent(self, host: LabHost) -> None:
-        agent = self._agents.pop(host.name)
-        agent.terminate()
-        assert agent.wait(timeout=60) == 0
+    def stop_agents(self) -> None:
+        """All that run, in order; none may fail."""
+        agents, self._agents = self._agents, {}
+        for agent in agents.values():
+            agent.terminate()
+        for name, agent in agents.items():
+            assert agent.wait(timeout=60) == 0, f"the agent of {name} failed\n{self.log()}"
 
     @contextmanager
     def client(self, script: str, **popen: Any) -> Iterator[LabProcess]:

@@ -1,6 +1,7 @@
 """A host through restarts, power cuts, foreign objects and the end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,9 +16,12 @@ def alone(lab_fleet: Fleet) -> Iterator[Fleet]:
     """A broker, and no agent yet; te1 is destroyed afterwards."""
     te1 = lab_fleet.lab.hosts["te1"]
     with lab_fleet.broker("testenv-broker"):
-        yield lab_fleet
-        lab_fleet.configure(te1, config_text(te1, 1))
-        lab_fleet.admin(te1, "destroy", "--yes")
+        try:
+            yield lab_fleet
+        finally:
+            lab_fleet.stop_agents()
+            lab_fleet.configure(te1, config_text(te1, 1))
+            lab_fleet.admin(te1, "destroy", "--yes")
 
 
 @pytest.fixture
@@ -35,19 +39,34 @@ def traces(host: LabHost) -> str:
     return host.run(["sh", "-c", commands]).stdout
 
 
+@contextmanager
+def foreign_domain(host: LabHost, name: str) -> Iterator[None]:
+    host.run(["virsh", "define", "/dev/stdin"], stdin=FOREIGN_DOMAIN.format(name=name))
+    try:
+        yield
+    finally:
+        host.run(["virsh", "undefine", name])
+
+
+@contextmanager
+def foreign_bridge(host: LabHost, name: str) -> Iterator[None]:
+    netdev = ["--", "set", "bridge", name, "datapath_type=netdev"]
+    host.run(["ovs-vsctl", "add-br", name, *netdev])
+    try:
+        yield
+    finally:
+        host.run(["ovs-vsctl", "del-br", name])
+
+
 def test_destroy_leaves_nothing_of_ours_and_everything_else(alone: Fleet, te1: LabHost) -> None:
-    te1.run(["ovs-vsctl", "add-br", "br-foreign", "--", "set", "bridge", "br-foreign",
-             "datapath_type=netdev"])  # fmt: skip
-    te1.run(["virsh", "define", "/dev/stdin"], stdin=FOREIGN_DOMAIN.format(name="foreign"))
-    before = traces(te1)
-    alone.start_agent(te1)
-    alone.wait_for_states(TE1_READY)
-    assert "seed_1" in traces(te1)
-    alone.stop_agent(te1)
-    alone.admin(te1, "destroy", "--yes")
-    assert traces(te1) == before
-    te1.run(["virsh", "undefine", "foreign"])
-    te1.run(["ovs-vsctl", "del-br", "br-foreign"])
+    with foreign_domain(te1, "foreign"), foreign_bridge(te1, "br-foreign"):
+        before = traces(te1)
+        alone.start_agent(te1)
+        alone.wait_for_states(TE1_READY)
+        assert "seed_1" in traces(te1)
+        alone.stop_agents()
+        alone.admin(te1, "destroy", "--yes")
+        assert traces(te1) == before
 
 
 def test_destroy_without_yes_and_without_a_terminal_does_nothing(
@@ -55,7 +74,7 @@ def test_destroy_without_yes_and_without_a_terminal_does_nothing(
 ) -> None:
     alone.start_agent(te1)
     alone.wait_for_states(TE1_READY)
-    alone.stop_agent(te1)
+    alone.stop_agents()
     before = traces(te1)
     refused = alone.admin(te1, "destroy", check=False)
     assert refused.returncode == 2
@@ -73,7 +92,6 @@ def test_destroy_and_a_second_run_are_refused_while_the_agent_runs(
         assert refused.returncode == 1
         assert "an agent already runs on /var/lib/testenv" in refused.stderr
     alone.wait_for_states(TE1_READY)
-    alone.stop_agent(te1)
 
 
 def test_an_agent_s_stop_leaves_the_vms_and_its_restart_offers_them_again(
@@ -81,11 +99,10 @@ def test_an_agent_s_stop_leaves_the_vms_and_its_restart_offers_them_again(
 ) -> None:
     alone.start_agent(te1)
     alone.wait_for_states(TE1_READY)
-    alone.stop_agent(te1)
+    alone.stop_agents()
     assert "seed_1" in te1.run(["virsh", "list", "--name"]).stdout
     alone.start_agent(te1)
     alone.wait_for_states(TE1_READY)
-    alone.stop_agent(te1)
 
 
 def test_a_power_cut_ends_in_the_same_environments_and_the_host_s_own_address(
@@ -101,35 +118,42 @@ def test_a_power_cut_ends_in_the_same_environments_and_the_host_s_own_address(
     alone.wait_for_states(TE1_READY)
     assert te1.run(["virsh", "dumpxml", "--inactive", "baremetalbrbm1_0"]).stdout == before
     alone.lab.ci.run(["busybox", "ping", "-c", "3", "-W", "2", "203.0.113.11"])
-    alone.stop_agent(te1)
 
 
 def test_a_smaller_count_removes_what_is_no_longer_planned(alone: Fleet, te1: LabHost) -> None:
     alone.start_agent(te1)
     alone.wait_for_states(TE1_READY)
-    alone.stop_agent(te1)
+    alone.stop_agents()
     alone.configure(te1, config_text(te1, 1, count=1))
     alone.start_agent(te1)
     alone.wait_for_states({"te1/1": "ready"})
     left = traces(te1)
     assert "seed_1" in left
     assert not any(name in left for name in ("seed_2", "brbm2", "te2s0"))
-    alone.stop_agent(te1)
 
 
-def test_a_foreign_domain_and_a_foreign_bridge_break_their_environment_only(
+def test_a_foreign_domain_breaks_its_environment_only_and_is_not_touched(
     alone: Fleet, te1: LabHost
 ) -> None:
-    te1.run(["virsh", "define", "/dev/stdin"], stdin=FOREIGN_DOMAIN.format(name="seed_1"))
-    foreign = te1.run(["virsh", "dumpxml", "seed_1"]).stdout
-    alone.start_agent(te1)
-    alone.wait_for_states({"te1/1": "broken", "te1/2": "ready"})
-    reason = alone.environments()["te1/1"]["reason"]
-    assert "domain seed_1: this domain exists and is not marked as ours" in reason
-    assert te1.run(["virsh", "dumpxml", "seed_1"]).stdout == foreign
-    alone.job("true")
-    alone.stop_agent(te1)
-    te1.run(["virsh", "undefine", "seed_1"])
+    with foreign_domain(te1, "seed_1"):
+        foreign = te1.run(["virsh", "dumpxml", "seed_1"]).stdout
+        alone.start_agent(te1)
+        alone.wait_for_states({"te1/1": "broken", "te1/2": "ready"})
+        reason = alone.environments()["te1/1"]["reason"]
+        assert "domain seed_1: this domain exists and is not marked as ours" in reason
+        assert te1.run(["virsh", "dumpxml", "seed_1"]).stdout == foreign
+        alone.job("true")
+
+
+def test_a_foreign_bridge_breaks_its_environment_only_and_is_not_touched(
+    alone: Fleet, te1: LabHost
+) -> None:
+    with foreign_bridge(te1, "brbm2"):
+        alone.start_agent(te1)
+        alone.wait_for_states({"te1/1": "ready", "te1/2": "broken"})
+        reason = alone.environments()["te1/2"]["reason"]
+        assert "bridge brbm2: this bridge exists and is not marked as ours" in reason
+        assert te1.run(["ovs-vsctl", "list-ports", "brbm2"]).stdout == ""
 
 
 def test_an_image_that_is_missing_is_named_by_check_and_by_run(alone: Fleet, te1: LabHost) -> None:
@@ -141,7 +165,6 @@ def test_an_image_that_is_missing_is_named_by_check_and_by_run(alone: Fleet, te1
     alone.start_agent(te1)
     alone.wait_for_states({"te1/1": "broken", "te1/2": "broken"})
     assert "gone.initrd" in alone.environments()["te1/1"]["reason"]
-    alone.stop_agent(te1)
 
 
 def test_check_passes_on_a_host_that_can_carry_its_plan(alone: Fleet, te1: LabHost) -> None:
