@@ -9,12 +9,12 @@ cd "$(dirname "$0")/../.."
 bin=$PWD/.venv/bin
 work=$(mktemp -d /tmp/testenv-demo.XXXXXX)
 export TESTENV_BROKER=198.51.100.1:4730
-export LAB_EXEC="$bin/python -m tests.lab exec --lab $work/lab"
+export POWER_ON=$work/power-on
+lab="$bin/python -m tests.lab exec --lab $work/lab"
 pids=()
 
 title() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 show() { printf '$ %s\n' "$*"; }
-ci() { $LAB_EXEC ci -- "$@"; }
 
 tear_down() {
     local status=$?
@@ -54,7 +54,7 @@ grep '^te' "$work/lab.out"
 
 title "a broker on the CI network"
 show "testenv-broker run --listen $TESTENV_BROKER"
-ci "$bin/testenv-broker" run --listen "$TESTENV_BROKER" 2>"$work/broker.log" &
+$lab ci -- "$bin/testenv-broker" run --listen "$TESTENV_BROKER" 2>"$work/broker.log" &
 pids+=($!)
 wait_for 20 grep -q '^listening on' "$work/broker.log"
 cat "$work/broker.log"
@@ -83,39 +83,49 @@ show "testenv-host --config te1.toml plan"
 "$bin/testenv-host" --config "$work/te1.toml" plan
 for host in te1 te2; do
     show "testenv-host --config $host.toml check && testenv-host --config $host.toml run"
-    $LAB_EXEC "$host" -- "$bin/testenv-host" --config "$work/$host.toml" check
-    $LAB_EXEC "$host" -- "$bin/testenv-host" --config "$work/$host.toml" run --drain-timeout 5 \
+    $lab "$host" -- "$bin/testenv-host" --config "$work/$host.toml" check
+    $lab "$host" -- "$bin/testenv-host" --config "$work/$host.toml" run --drain-timeout 5 \
         2>"$work/$host.log" &
     pids+=($!)
 done
 offered() {
-    [ "$(ci "$bin/testenv" status --json |
+    [ "$($lab ci -- "$bin/testenv" status --json |
         jq '[.hosts[].report.environments[]? | select(.state == "ready")] | length')" = "$1" ]
 }
 wait_for 120 offered 4
 show "testenv status"
-ci "$bin/testenv" status
+$lab ci -- "$bin/testenv" status
+
+# Whoever powers nodes on for the job below, with libvirt's own tools on the node's host.
+mkfifo "$POWER_ON"
+while read -r host node; do
+    show "virsh start $node    # on $host"
+    $lab "$host" -- virsh -q -c qemu:///system start "$node" </dev/null
+done <>"$POWER_ON" &
+pids+=($!)
 
 title "three jobs take an environment each"
 for job in 1 2 3; do
     show "testenv-client -n other-$job -- sleep 3600 &"
-    ci "$bin/testenv-client" -n "other-$job" -- sleep 3600 2>/dev/null &
+    $lab ci -- "$bin/testenv-client" -n "other-$job" -- sleep 3600 2>/dev/null &
     pids+=($!)
 done
 wait_for 30 offered 1
 
 title "our job takes the last one; the next client has to wait for it"
 show "testenv-client -n ours -- deploy-and-test.sh"
-ci "$bin/testenv-client" -n ours --report "$work/ours.json" -- tests/lab/deploy-and-test.sh &
+$lab ci -- "$bin/testenv-client" -n ours --report "$work/ours.json" -- tests/lab/deploy-and-test.sh &
 ours=$!
+pids+=("$ours")
 wait_for 30 offered 0
 show "testenv-client -n next -- sh -c 'echo ...' &"
-ci "$bin/testenv-client" -n next --report "$work/next.json" -- \
+$lab ci -- "$bin/testenv-client" -n next --report "$work/next.json" -- \
     sh -c 'echo "my turn, in $(jq -r .testenv.lease.environment "$TE_DATAFILE")"' &
 next=$!
-wait_for 30 sh -c "$LAB_EXEC ci -- $bin/testenv status | grep -q 'lockenv .* 1 waiting'"
+pids+=("$next")
+wait_for 30 sh -c "$lab ci -- $bin/testenv status | grep -q 'lockenv .* 1 waiting'"
 show "testenv status"
-ci "$bin/testenv" status
+$lab ci -- "$bin/testenv" status
 wait "$ours"
 wait "$next"
 
