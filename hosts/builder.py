@@ -7,7 +7,7 @@ path: run all of it again. Nothing that is not marked as this host's is changed 
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hosts.drivers.base import Drivers, Reservation
@@ -66,7 +66,8 @@ class Builder:
         for directory in self._directories:
             for path in _files(directory):
                 drivers.disks.remove(path)
-            if directory.is_dir():
+            # A directory in which an admin keeps something of theirs stays.
+            with suppress(OSError):
                 directory.rmdir()
 
     def _reset(self, env: Environment) -> None:

@@ -80,3 +80,10 @@ def test_port_0_is_for_listening_only() -> None:
     assert parse_endpoint("127.0.0.1:0", "--listen", any_port=True).port == 0
     with pytest.raises(ConfigError, match="1 to 65535"):
         parse_endpoint("127.0.0.1:0", "--geard")
+
+
+def test_addresses_are_told_from_names() -> None:
+    numeric = [Endpoint("127.0.0.1"), Endpoint("::1"), Endpoint("fe80::1%eth0")]
+    assert all(endpoint.is_numeric for endpoint in numeric)
+    assert not Endpoint("localhost").is_numeric
+    assert not Endpoint("4.example").is_numeric
