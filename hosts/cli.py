@@ -27,11 +27,14 @@ from hosts.slot import SlotTiming
 from hosts.tables import print_plan
 from schemas.config import HostConfig
 from schemas.errors import ConfigError, TestenvError
+from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S
 from schemas.names import HOST_PATTERN, environment_id, is_label
 from schemas.plan import Facts, HostPlan
 
 DEFAULT_CONFIG = Path("/etc/testenv/host.toml")
+HOST_EXTRA = ("libvirt", "lxml", "ovs")
+"""What only the `host` extra installs: `plan` and `serve` do without, so it is imported late."""
 BUILD_THREADS = 4
 """Environments built or turned over at the same time; more only queue up in libvirt."""
 
@@ -44,6 +47,13 @@ def reported_errors() -> Iterator[None]:
     except TestenvError as error:
         click.echo(f"testenv-host: {error}", err=True)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        if error.name not in HOST_EXTRA:
+            raise
+        click.echo(
+            f"testenv-host: {error.name} is not installed; pip install 'testenv[host]'", err=True
+        )
+        sys.exit(ExitStatus.FAILED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,9 +140,9 @@ def check(config_path: Path, as_json: bool) -> None:
     Example:
       testenv-host --config host.toml check
     """
-    from hosts.check import check_host  # needs the host extra, which `plan` does not
-
     with reported_errors():
+        from hosts.check import check_host
+
         config, host_plan = _load(config_path)
         findings = check_host(config, host_plan, _endpoints(config, config_path))
     if as_json:
@@ -140,7 +150,7 @@ def check(config_path: Path, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(finding.line())
-    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+    sys.exit(ExitStatus.OK if all(one.ok for one in findings) else ExitStatus.FAILED)
 
 
 @main.command()
@@ -163,9 +173,9 @@ def run(config_path: Path, drain_timeout: float) -> None:
     Example:
       testenv-host --config host.toml run --drain-timeout 600
     """
-    from hosts.drivers.connect import connect  # needs the host extra, which `plan` does not
-
     with reported_errors():
+        from hosts.drivers.connect import connect
+
         config, host_plan = _load(config_path)
         endpoints = _endpoints(config, config_path)
         with sole_agent(config.host.state_dir):
@@ -193,9 +203,9 @@ def destroy(config_path: Path, yes: bool) -> None:
     Example:
       testenv-host --config host.toml destroy --yes
     """
-    from hosts.drivers.connect import connect  # needs the host extra, which `plan` does not
-
     with reported_errors():
+        from hosts.drivers.connect import connect
+
         config, host_plan = _load(config_path)
         with sole_agent(config.host.state_dir):
             drivers = connect(config)
