@@ -1,0 +1,189 @@
+"""Ask a broker for an environment, and wait until one is offered."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from broker.client import JobResult, Outcome, SubmittedJob, submit
+from broker.endpoint import Endpoint
+from broker.link import Link
+from broker.links import OneLink
+from broker.worker import Assignment, Worker
+from schemas.errors import BrokerError, ConnectionLost, LockError, NoEnvironment
+from schemas.exits import ExitStatus
+from schemas.lock import LockRequest, lost_lease
+from testenv.talk import Talk
+
+if TYPE_CHECKING:
+    from broker.admin import FunctionStatus
+
+_FIRST_NEWS_S = 2.0
+_NEWS_S = 30.0
+_LIVE_NEWS_S = 2.0
+_STATUS_S = 2.0
+_WITHDRAW_S = 1.0
+
+T = TypeVar("T")
+
+
+class RequestFailed(LockError):
+    """The lock request ended before any environment was offered."""
+
+    exit_status = ExitStatus.LEASE_LOST
+
+    def __init__(self, function: str, why: str) -> None:
+        super().__init__(
+            f"{function}: {why} before an environment was offered",
+            remedy="try again, or look at testenv status",
+        )
+
+
+class Lock:
+    """One lock request, on one link.
+
+    `offer` is the first offer. All others are declined at once: a broker may requeue a lock
+    request, and another agent should not wait for a client that has its environment already.
+    `ended` is the end of the request; it raises ConnectionLost. `lost` is a notice that `lease`
+    (the held lease's id, set by who takes the offer) is lost.
+    """
+
+    offer: asyncio.Future[Assignment]
+    ended: asyncio.Task[JobResult]
+    lost: asyncio.Future[None]
+
+    def __init__(self, link: Link, function: str, worker: Worker) -> None:
+        self.link = link
+        self.function = function
+        self._worker = worker
+        self.lease: str | None = None
+        loop = asyncio.get_running_loop()
+        self.offer = loop.create_future()
+        self.lost = loop.create_future()
+
+    async def serve_offers(self) -> None:
+        """Answer all calls: take the first offer, decline the rest. Ends with the link."""
+        with suppress(ConnectionLost):
+            while call := await self._worker.take():
+                if lease := lost_lease(call.arguments):
+                    call.complete()
+                    if lease == self.lease and not self.lost.done():
+                        self.lost.set_result(None)
+                elif self.offer.done():
+                    call.fail()
+                else:
+                    self.offer.set_result(call)
+
+    async def first_offer(self) -> Assignment:
+        """Wait for it. Raises RequestFailed or ConnectionLost when there will be none."""
+        await any_of(self.offer, self.ended)
+        if not self.offer.done():
+            raise RequestFailed(self.function, describe_end(self.ended.result()))
+        return self.offer.result()
+
+    async def withdraw(self) -> None:
+        """Decline whatever has been offered and was not completed; the last to be called."""
+        if self.offer.done():
+            self.offer.result().fail()
+        over = asyncio.Event()
+        over.set()
+        with suppress(ConnectionLost, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_S):
+                while late := await self._worker.take(over):
+                    late.fail()
+
+
+@asynccontextmanager
+async def lock_requested(
+    link: Link, function: str, request: LockRequest, unique: str
+) -> AsyncIterator[Lock]:
+    """A lock request for as long as the context lasts; `unique` names it to the broker.
+
+    The callback is registered before the request is sent, so that an agent never finds nobody.
+    Raises ConnectionLost, RequestRefused.
+    """
+    lock = Lock(link, function, Worker(OneLink(link), [request.callback]))
+    try:
+        async with running(lock.serve_offers()):
+            await asyncio.sleep(0)  # its first step registers the callback
+            job: SubmittedJob = await submit(link, function, request.dump(), unique=unique)
+            async with running(job.result()) as lock.ended:
+                yield lock
+    finally:
+        await lock.withdraw()
+
+
+async def wait_for_offer(lock: Lock, wait_timeout_s: float | None, talk: Talk) -> Assignment:
+    """Wait, telling every now and then what for.
+
+    Raises NoEnvironment after `wait_timeout_s` seconds (None: wait for ever), RequestFailed,
+    ConnectionLost.
+    """
+    async with running(_tell_news(lock, talk)):
+        try:
+            async with asyncio.timeout(wait_timeout_s):
+                return await lock.first_offer()
+        except TimeoutError as exc:
+            news = await situation(lock.link.endpoint, lock.function)
+            raise NoEnvironment(lock.function, wait_timeout_s or 0, news) from exc
+
+
+async def _tell_news(lock: Lock, talk: Talk) -> None:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await asyncio.sleep(_FIRST_NEWS_S)
+    while True:
+        news = await situation(lock.link.endpoint, lock.function)
+        talk.say_in_place(f"waiting for {loop.time() - start:.0f} s: {news}")
+        await asyncio.sleep(_LIVE_NEWS_S if talk.is_live else _NEWS_S)
+
+
+async def situation(endpoint: Endpoint, function: str) -> str:
+    """Why one waits for `function`, in words, as far as the broker tells."""
+    from broker import admin  # who waits has the time; who need not, does without
+
+    try:
+        rows = await admin.status(endpoint, timeout=_STATUS_S)
+    except BrokerError:
+        return f"broker {endpoint} does not tell its status"
+    return describe_queue(function, next((row for row in rows if row.name == function), None))
+
+
+def describe_queue(function: str, row: "FunctionStatus | None") -> str:
+    """A line of the broker's status, for a person who waits."""
+    if row is None or row.workers == 0:
+        return f"no environment is registered for {function}"
+    leased = "all leased" if row.running >= row.workers else f"{row.running} leased"
+    environments = f"{row.workers} environment{'s' if row.workers != 1 else ''}"
+    requests = f"{row.queued} request{'s' if row.queued != 1 else ''}"
+    return f"{environments}, {leased}; {requests} waiting"
+
+
+def describe_end(result: JobResult) -> str:
+    """How a lock request ended, in words that begin with what the environment's host did."""
+    match result.outcome:
+        case Outcome.COMPLETE:
+            return "the environment's host ended the lease"
+        case Outcome.FAIL:
+            return "the environment's host failed or is gone"
+        case Outcome.EXCEPTION:
+            return f"the environment's host says: {result.data.decode(errors='replace')}"
+
+
+async def any_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:
+    """Wait until one of them is done, or for `timeout` seconds."""
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+@asynccontextmanager
+async def running(coroutine: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """`coroutine` as a task that does not outlive the context.
+
+    A TaskGroup would wrap what the context raises into an ExceptionGroup.
+    """
+    task = asyncio.create_task(coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

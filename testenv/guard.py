@@ -1,0 +1,142 @@
+"""The guard as its client sees it: how it is forked, told, and heard.
+
+The guard (testenv.guard_process) is a small process that is the command's parent. The two talk
+over a socket pair, one JSON array a packet; the socket's end tells either of the other's death.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+RELAYED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+)
+"""Signals that the client passes on to the command."""
+
+PACKET_BYTES = 65536
+
+_END_S = 10.0
+"""More than a guard needs to kill whatever is left."""
+
+
+class Happening(StrEnum):
+    """What a guard tells of its command, and what the event's `value` means then."""
+
+    STARTED = "started"
+    """It runs."""
+    NOT_STARTED = "not started"
+    """exec failed; its errno."""
+    SUSPENDED = "suspended"
+    """It was stopped from the terminal, which is the client's again."""
+    EXITED = "exited"
+    """It has ended; waitpid(2)'s status. Descendants may be left."""
+    GONE = "gone"
+    """Nothing of it is left, but for so many processes that even SIGKILL did not end."""
+
+
+class Event(NamedTuple):
+    """A packet from the guard."""
+
+    what: Happening
+    value: int = 0
+
+    def dump(self) -> bytes:
+        """For the socket."""
+        return json.dumps(self).encode()
+
+    @classmethod
+    def parse(cls, packet: bytes) -> Self:
+        """The inverse of `dump`."""
+        what, value = json.loads(packet)
+        return cls(Happening(what), value)
+
+
+class Guard:
+    """A guard process that waits for its orders; use it as a context, for it must be waited for.
+
+    An order to a dead guard is void; that it is dead, its socket's end tells.
+    """
+
+    def __init__(self, pid: int, link: socket.socket) -> None:
+        self.pid = pid
+        self.socket = link
+        self._is_over = False
+        """Whether it has been waited for: its pid may be another's then."""
+
+    @classmethod
+    def fork(cls, argv: Sequence[str], kill_after_s: float) -> Self:
+        """Fork the guard of the command `argv`.
+
+        To be called while this process has no threads, sockets or event loop, and before it
+        handles signals: the command inherits what is ignored now.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ignored = frozenset(
+            n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN
+        )
+        group = os.getpgrp()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            # Imported in the child, so that it happens while the client imports its own.
+            from testenv.guard_process import guard_main
+
+            guard_main(theirs, argv, kill_after_s, group, ignored)
+        theirs.close()
+        return cls(pid, ours)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for its end, which its socket's end has announced, or ours brings about."""
+        if self._is_over:
+            return
+        watch = select.poll()
+        with os.fdopen(os.pidfd_open(self.pid)) as fd:
+            watch.register(fd, select.POLLIN)
+            if not watch.poll(_END_S * 1000):
+                self.kill()
+        os.waitpid(self.pid, 0)
+        self._is_over = True
+
+    def kill(self) -> None:
+        """SIGKILL: for a guard that does not do its duty any more."""
+        if not self._is_over:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def run(self, environment: Mapping[str, str], workspace: str) -> None:
+        """Start the command with `environment` added; `workspace` goes if the client is killed."""
+        self._order("run", dict(environment), workspace)
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on to the command's process group."""
+        self._order("signal", number)
+
+    def resume(self) -> None:
+        """Continue a suspended command, on the terminal if the client's job has it."""
+        self._order("resume")
+
+    def stop(self) -> None:
+        """SIGTERM to the command's group, and SIGKILL to all that is left `kill_after_s` later."""
+        self._order("stop")
+
+    def _order(self, *order: object) -> None:
+        with suppress(ConnectionError):
+            self.socket.send(json.dumps(order).encode())

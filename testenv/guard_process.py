@@ -1,0 +1,251 @@
+"""The guard: a small process that is the command's parent, and ends it whatever else happens.
+
+The client forks it before it has threads, sockets or an event loop, and talks to it over a
+socket pair, one JSON array a packet. The guard starts the command in a process group of its own,
+lends it the terminal, and tells of its end. When the client dies, even of SIGKILL, the socket
+ends, and the guard kills the command with all its descendants. When the guard dies, the command
+dies with it (parent-death signal), and the client sweeps up the descendants.
+
+A command's background processes don't outlive it: they get SIGTERM when the command has exited,
+and SIGKILL `kill_after_s` later.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NoReturn
+
+from testenv import reaper
+from testenv.guard import PACKET_BYTES, RELAYED, Event, Happening
+from testenv.terminal import Terminal
+
+_JOB_CONTROL = (signal.SIGTTIN, signal.SIGTTOU)
+_STOPPED = (os.CLD_STOPPED, os.CLD_TRAPPED)
+
+_ADOPTION_S = 0.05
+"""Adopting an orphan raises no signal: how often leftovers are looked for."""
+
+
+class GuardProcess:
+    """One command, from its start to the end of its last descendant."""
+
+    def __init__(
+        self,
+        client: socket.socket,
+        argv: Sequence[str],
+        kill_after_s: float,
+        terminal: Terminal | None,
+        ignored: frozenset[signal.Signals],
+    ) -> None:
+        self._client = client
+        self._argv = argv
+        self._kill_after_s = kill_after_s
+        self._terminal = terminal
+        self._ignored = ignored
+        self._command: subprocess.Popen[bytes] | None = None
+        self._group = 0
+        """The command's process group; 0 once its leader has been waited for."""
+        self._kill_at: float | None = None
+        """Set as soon as the command is to end: everything left then is killed."""
+        self._told: set[int] = set()
+        """Children that have had their SIGTERM."""
+        self._workspace = ""
+        self._done = False
+
+    def serve(self) -> None:
+        """Do as the client says, until all is over or the client is gone."""
+        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(woken, select.POLLIN)
+        poll.register(self._client, select.POLLIN)
+        while not self._done:
+            for fd, _ in poll.poll(self._patience_ms()):
+                if fd == woken:
+                    with suppress(BlockingIOError):
+                        os.read(woken, 4096)
+                elif not self._obey(self._receive()):
+                    self._abandoned()
+                    return
+            self._reap()
+            self._end_leftovers()
+        # Whoever closes a socket with orders unread resets it, and what was told last is lost.
+        while self._receive():
+            pass
+
+    def _patience_ms(self) -> float | None:
+        if self._kill_at is None:
+            return None
+        left = max(0.0, self._kill_at - time.monotonic())
+        return (left if self._group else min(left, _ADOPTION_S)) * 1000
+
+    def _receive(self) -> bytes:
+        try:
+            return self._client.recv(PACKET_BYTES)
+        except ConnectionError:
+            return b""
+
+    def _tell(self, what: Happening, value: int = 0) -> None:
+        with suppress(ConnectionError):  # the next receive ends the guard
+            self._client.send(Event(what, value).dump())
+
+    def _obey(self, packet: bytes) -> bool:
+        """Carry out one order; False when the client is gone."""
+        if not packet:
+            return False
+        order, *values = json.loads(packet)
+        match order:
+            case "run":
+                self._run(*values)
+            case "signal":
+                self._signal_group(*values)
+            case "resume":
+                self._resume()
+            case "stop":
+                self._begin_end()
+        return True
+
+    def _run(self, environment: Mapping[str, str], workspace: str) -> None:
+        self._workspace = workspace
+        terminal = self._terminal if self._terminal and self._terminal.is_stdin else None
+        if terminal:
+            terminal.lend()
+        try:
+            self._command = subprocess.Popen(
+                self._argv,
+                env={**os.environ, **environment},
+                close_fds=False,  # what the client inherited (a make job server) is the command's
+                process_group=0,
+                preexec_fn=partial(self._become_command, os.getpid(), terminal),  # noqa: PLW1509 - no threads
+            )
+        except OSError as exc:
+            self._take_terminal(restore=True)
+            self._tell(Happening.NOT_STARTED, exc.errno or 0)
+            self._finish()
+            return
+        self._group = self._command.pid
+        self._tell(Happening.STARTED)
+
+    def _become_command(self, guard: int, terminal: Terminal | None) -> None:
+        """Between fork and exec: what the command must not inherit, and what it must."""
+        reaper.die_with_parent(guard)
+        if terminal:
+            terminal.give_to(os.getpid())
+        for number in (*RELAYED, *_JOB_CONTROL):
+            if number not in self._ignored:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _signal_group(self, number: int) -> None:
+        if self._group:
+            reaper.signal_group(self._group, number)
+
+    def _resume(self) -> None:
+        """Go on after a stop, on the terminal if the client's job has it."""
+        if self._group:
+            if self._terminal and self._terminal.is_ours:
+                self._terminal.lend()
+                self._terminal.give_to(self._group)
+            self._signal_group(signal.SIGCONT)
+
+    def _begin_end(self) -> None:
+        """SIGTERM to the command's group; what is left after `kill_after_s` is killed."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + self._kill_after_s
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)  # a stopped process would keep it pending
+
+    def _reap(self) -> None:
+        """Wait for all that has died or stopped: the command, and adopted orphans."""
+        peek = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        with suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, peek):
+                if found.si_pid == self._group and found.si_code not in _STOPPED:
+                    # Before waiting for the leader, which gives its group's number free.
+                    self._begin_end()
+                pid, status = os.waitpid(found.si_pid, os.WUNTRACED | os.WNOHANG)
+                if not pid:
+                    continue  # it was stopped, and goes on already
+                self._told.discard(found.si_pid)
+                if found.si_pid == self._group:
+                    self._command_changed(status)
+
+    def _command_changed(self, status: int) -> None:
+        if not os.WIFSTOPPED(status):
+            self._group = 0
+            self._take_terminal(restore=os.WIFSIGNALED(status))
+            self._tell(Happening.EXITED, status)
+        elif self._terminal is None:
+            pass  # nobody's job control: whoever stopped it may continue it
+        elif os.WSTOPSIG(status) in _JOB_CONTROL and self._terminal.is_ours:
+            self._resume()  # it only lacked the terminal, for instance to ask for a password
+        else:
+            self._terminal.take_back_from(self._group)
+            self._tell(Happening.SUSPENDED)
+
+    def _take_terminal(self, *, restore: bool) -> None:
+        if self._terminal:
+            self._terminal.take_back(restore=restore)
+
+    def _end_leftovers(self) -> None:
+        """After the command: SIGTERM to what it left behind, and SIGKILL when time is up."""
+        if self._kill_at is None:
+            return
+        if time.monotonic() >= self._kill_at:
+            self._finish(self._kill())
+        elif not reaper.has_children():
+            self._finish()
+        elif not self._group:
+            children = set(reaper.children())
+            for pid in children - self._told:
+                reaper.signal_child(pid, signal.SIGTERM)
+                reaper.signal_child(pid, signal.SIGCONT)
+            self._told = children
+
+    def _finish(self, unkillable: int = 0) -> None:
+        self._tell(Happening.GONE, unkillable)
+        self._done = True
+
+    def _kill(self) -> int:
+        self._signal_group(signal.SIGKILL)
+        return reaper.kill_children(self._reap)
+
+    def _abandoned(self) -> None:
+        """The client is dead: end everything now, and remove the data file's secrets."""
+        self._kill()
+        if self._workspace:
+            import shutil  # rarely needed, and the guard starts on the way to every lock
+
+            shutil.rmtree(self._workspace, ignore_errors=True)
+
+
+def guard_main(
+    client: socket.socket,
+    argv: Sequence[str],
+    kill_after_s: float,
+    client_group: int,
+    ignored: frozenset[signal.Signals],
+) -> NoReturn:
+    """Be the guard, in the child of a fork. Never returns."""
+    status = 1
+    try:
+        os.setpgid(0, 0)  # a kill of the client's group must not reach its guard
+        for number in (*RELAYED, *_JOB_CONTROL):
+            signal.signal(number, signal.SIG_IGN)
+        reaper.set_process_name("testenv-guard")
+        reaper.become_subreaper()
+        GuardProcess(client, argv, kill_after_s, Terminal.of_job(client_group), ignored).serve()
+        status = 0
+    except BaseException:  # noqa: BLE001 - nothing may unwind into the client's own stack
+        import traceback  # as above
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)

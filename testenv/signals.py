@@ -1,0 +1,71 @@
+"""Where the client's signals go."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Self
+
+from testenv.command import Command
+from testenv.guard import RELAYED
+
+
+class Interrupted(Exception):
+    """Signal `number` came before there was a command to take it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"{signal.Signals(number).name} while waiting")
+
+
+class Signals:
+    """Before the command runs they end the wait (cancel the current task), then they are its own.
+
+    What was ignored when the client started (nohup) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting = asyncio.current_task()
+        self._handled: set[int] = set()
+        self._command: Command | None = None
+        self.interrupt: Interrupted | None = None
+        """The signal that has ended the wait, if any."""
+
+    def __enter__(self) -> Self:
+        for number in RELAYED:
+            if number != signal.SIGTSTP:
+                self._handle(number, self._end_wait)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._handled:
+            self._loop.remove_signal_handler(number)
+
+    def relay_to(self, command: Command) -> None:
+        """From now on all signals are `command`'s."""
+        self._command = command
+        for number in RELAYED:
+            self._handle(number, command.signal)
+        self._handle(signal.SIGCONT, lambda _: command.resume())
+
+    def suspend(self) -> None:
+        """Stop our own job, as the terminal has stopped the command; return when it goes on.
+
+        In an orphaned process group the kernel stops nobody, and the command goes on at once.
+        """
+        if self._command:
+            self._loop.remove_signal_handler(signal.SIGTSTP)
+            os.killpg(os.getpgrp(), signal.SIGTSTP)
+            self._handle(signal.SIGTSTP, self._command.signal)
+            self._command.resume()
+
+    def _handle(self, number: int, handler: Callable[[int], None]) -> None:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            self._handled.add(number)
+            self._loop.add_signal_handler(number, handler, number)
+
+    def _end_wait(self, number: int) -> None:
+        if self.interrupt is None and self._waiting:
+            self.interrupt = Interrupted(number)
+            self._waiting.cancel()

@@ -1,0 +1,199 @@
+"""Signals, and the death of anyone: no process of a command outlives its lease."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from broker.client import Outcome
+from tests.functional.brokers import RunningBroker
+from tests.functional.client_rig import (
+    Client,
+    children_of,
+    client,
+    eventually,
+    is_alive,
+    shell,
+    stub_agent,
+)
+
+FAMILY = (
+    "setsid sh -c 'echo fled $$; exec sleep 300' & "
+    "sh -c 'echo child $$; setsid sleep 300 & exec sleep 300' & "
+    "echo leader $$; "
+)
+"""A command with a child, one that has fled to another session, and a grandchild that has."""
+
+
+async def family(job: Client) -> tuple[int, ...]:
+    """The pids of FAMILY, and of the sleeping grandchild."""
+    named = [int((await job.hears(rf"^{who} (\d+)$"))[1]) for who in ("leader", "fled", "child")]
+    await eventually(lambda: children_of(named[2]))
+    return (*named, *children_of(named[2]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+async def test_signal_reaches_the_command_which_cleans_up_under_the_lock(
+    broker: RunningBroker, number: signal.Signals, tmp_path: Path
+) -> None:
+    cleaned = tmp_path / "cleaned"
+    name = number.name.removeprefix("SIG")
+    script = (
+        f"trap 'sleep 0.2; touch {cleaned}; exit 3' {name}; echo up; while :; do sleep 0.02; done"
+    )
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(script), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        await job.hears("up")
+        job.signal(number)
+        result = await grant.callback.result()
+        assert cleaned.exists()
+        assert result.outcome is Outcome.COMPLETE
+        grant.lock.complete()
+        assert await job.exits() == 3, job.err
+
+
+async def test_command_that_ignores_signals_keeps_its_lock(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    script = f"trap '' INT TERM; echo up; while ! [ -e {go} ]; do sleep 0.02; done; exit 4"
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(script), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        await job.hears("up")
+        for _ in range(3):
+            job.signal(signal.SIGINT)
+            job.signal(signal.SIGTERM)
+        go.touch()
+        assert (await grant.returned()).outcome is Outcome.COMPLETE
+        assert await job.exits() == 4, job.err
+
+
+async def test_what_a_command_leaves_behind_is_dead_before_the_environment_is_returned(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    script = FAMILY + f"while ! [ -e {go} ]; do sleep 0.01; done; exit 3"
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(script), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        pids = await family(job)
+        go.touch()
+        assert (await grant.callback.result()).outcome is Outcome.COMPLETE
+        assert not any(map(is_alive, pids))
+        grant.lock.complete()
+        assert await job.exits() == 3, job.err
+
+
+async def test_stubborn_leftovers_are_killed_after_kill_after(broker: RunningBroker) -> None:
+    stubborn = "trap '' TERM; echo stubborn \\$\\$; while :; do sleep 0.1; done"
+    script = f'setsid sh -c "{stubborn}" & sleep 0.2; exit 3'
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client("--kill-after", "0.3", *shell(script), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        pid = int((await job.hears(r"stubborn (\d+)"))[1])
+        await grant.callback.result()
+        assert not is_alive(pid)
+        grant.lock.complete()
+        assert await job.exits() == 3, job.err
+
+
+async def test_killed_client_takes_its_command_and_all_descendants_with_it(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell('echo "dir $TE_DATADIR"; ' + FAMILY + "wait"), broker=broker.endpoint) as job,
+    ):
+        await agent.grant()
+        pids = await family(job)
+        directory = Path((await job.hears("dir (.+)"))[1])
+        guard = job.guard
+        assert directory.exists()
+        job.signal(signal.SIGKILL)
+        assert await job.exits() == -signal.SIGKILL, job.err
+        await eventually(lambda: not is_alive(guard))
+        assert not any(map(is_alive, pids))
+        assert not directory.exists()
+
+
+async def test_killed_guard_takes_everything_with_it_and_the_client_says_so(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(FAMILY + "wait"), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        pids = await family(job)
+        os.kill(job.guard, signal.SIGKILL)
+        assert (await grant.callback.result()).outcome is Outcome.COMPLETE
+        assert not any(map(is_alive, pids))
+        grant.lock.complete()
+        assert await job.exits() == 125, job.err
+    assert "guard died" in job.err
+
+
+async def test_client_and_guard_killed_together_take_the_command_with_them(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client("--", "sleep", "300", broker=broker.endpoint) as job,
+    ):
+        await agent.grant()
+        guard = job.guard
+        await eventually(lambda: children_of(guard))
+        [command] = children_of(guard)
+        job.signal(signal.SIGSTOP)
+        os.kill(guard, signal.SIGKILL)
+        job.signal(signal.SIGKILL)
+        await job.exits()
+        assert not is_alive(command)
+
+
+async def test_hanging_guard_is_killed_when_the_lease_is_over(broker: RunningBroker) -> None:
+    options = ("-t", "1", "--kill-after", "0.1")
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*options, *shell("echo leader $$; sleep 300"), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        pid = int((await job.hears(r"leader (\d+)"))[1])
+        os.kill(job.guard, signal.SIGSTOP)
+        assert (await grant.callback.result()).outcome is Outcome.COMPLETE
+        assert not is_alive(pid)
+        grant.lock.complete()
+        assert await job.exits() == 125, job.err
+
+
+async def test_kill_of_the_clients_process_group_spares_no_descendant(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(FAMILY + "wait"), broker=broker.endpoint) as job,
+    ):
+        await agent.grant()
+        pids = await family(job)
+        guard = job.guard
+        assert os.getpgid(guard) != os.getpgid(job.process.pid)
+        os.kill(job.process.pid, signal.SIGKILL)
+        await eventually(lambda: not is_alive(guard))
+        assert not any(map(is_alive, pids))
+
+
+async def test_guard_shows_under_its_own_name(broker: RunningBroker) -> None:
+    async with client(*shell("true"), broker=broker.endpoint) as job:
+        await job.hears("waiting for lockenv", "err")
+        assert Path(f"/proc/{job.guard}/comm").read_text() == "testenv-guard\n"

@@ -1,0 +1,167 @@
+"""testenv-client at a terminal: a person's shell around it, a person's shell inside it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from broker.client import Outcome
+from tests.functional.brokers import OURS, RunningBroker, running_broker
+from tests.functional.client_rig import CLIENT, stub_agent
+from tests.functional.screen import CTRL_C, CTRL_Z, screen
+
+SHELL = ("bash", "--norc", "--noprofile", "-i")
+
+
+@pytest.fixture
+def one_broker() -> Iterator[RunningBroker]:
+    """Which broker it is makes no difference to a terminal."""
+    with running_broker(OURS) as running:
+        yield running
+
+
+async def test_ctrl_c_while_waiting_exits_at_once(one_broker: RunningBroker) -> None:
+    async with screen(CLIENT, "-b", str(one_broker.endpoint), "--", "true") as tty:
+        await tty.shows("waiting for lockenv at")
+        tty.type(CTRL_C)
+        await tty.shows("interrupted by SIGINT while waiting")
+        assert await tty.exits() == 130
+
+
+async def test_news_replace_each_other_on_one_line(one_broker: RunningBroker) -> None:
+    async with screen(CLIENT, "-b", str(one_broker.endpoint), "--", "true") as tty:
+        await tty.shows("waiting for 2 s: no environment is registered for lockenv")
+        await tty.shows("\r\x1b\\[Ktestenv-client: waiting for 4 s: ")
+
+
+async def test_interactive_shell_inside_a_lease_has_job_control(
+    one_broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(one_broker.endpoint) as agent,
+        screen(CLIENT, "-b", str(one_broker.endpoint), "--", *SHELL) as tty,
+    ):
+        grant = await agent.grant()
+        await tty.shows("prompt> ")
+        tty.type("echo $((6 * 7)) $TE_DATAFILE\n")
+        await tty.shows(r"42 /\S+/te-lease-1\.json")
+        tty.type("sh -c 'echo start; exec sleep 300'\n")
+        await tty.shows("\r\nstart")
+        tty.type(CTRL_C)
+        await tty.shows("prompt> ")
+        tty.type("sh -c 'echo start; exec sleep 300'\n")
+        await tty.shows("\r\nstart")
+        tty.type(CTRL_Z)
+        await tty.shows("Stopped")
+        tty.type("fg\n")
+        await tty.shows("\r\nsh -c .*300'")
+        tty.type(CTRL_C)
+        await tty.shows("prompt> ")
+        tty.resize(17, 71)
+        tty.type("stty size\n")
+        await tty.shows("17 71")
+        tty.type("exit 5\n")
+        assert (await grant.returned()).outcome is Outcome.COMPLETE
+        assert await tty.exits() == 5
+
+
+async def test_ctrl_c_reaches_the_command_and_the_shell_around_goes_on(
+    one_broker: RunningBroker,
+) -> None:
+    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; sleep 300'; echo rc $?\n")
+        grant = await agent.grant()
+        await tty.shows("\r\nup")
+        tty.type(CTRL_C)
+        await grant.returned()
+        await tty.shows("rc 130")
+        tty.type("read line && echo read $line\n")
+        tty.type("hello\n")
+        await tty.shows("\r\nread hello")
+
+
+async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(one_broker: RunningBroker) -> None:
+    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; read x; echo got $x'\n")
+        grant = await agent.grant()
+        await tty.shows("\r\nup")
+        for _ in range(2):
+            tty.type(CTRL_Z)
+            await tty.shows("Stopped")
+            await tty.shows("prompt> ")
+            tty.type("echo between\n")
+            await tty.shows("\r\nbetween")
+            tty.type("fg\n")
+            await tty.shows(r"testenv-client \S.*sh -c")
+        tty.type("it\n")
+        await tty.shows("\r\ngot it")
+        await grant.returned()
+        tty.type("exit\n")
+        assert await tty.exits() == 0
+
+
+async def test_ctrl_z_without_a_shell_around_does_not_stop_anything(
+    one_broker: RunningBroker,
+) -> None:
+    script = "echo up; read x; echo got $x"
+    async with (
+        stub_agent(one_broker.endpoint) as agent,
+        screen(CLIENT, "-b", str(one_broker.endpoint), "--", "sh", "-c", script) as tty,
+    ):
+        grant = await agent.grant()
+        await tty.shows("\r\nup")
+        tty.type(CTRL_Z)
+        tty.type("it\n")
+        await tty.shows("\r\ngot it")
+        await grant.returned()
+        assert await tty.exits() == 0
+
+
+async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
+    one_broker: RunningBroker,
+) -> None:
+    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; read x; echo got $x' &\n")
+        grant = await agent.grant()
+        await tty.shows("\r\nup")
+        tty.type("echo mine\n")
+        await tty.shows("\r\nmine")
+        tty.type("jobs\n")
+        await tty.shows("Stopped")
+        tty.type("fg\n")
+        await tty.shows(r"testenv-client \S.*sh -c")
+        tty.type("it\n")
+        await tty.shows("\r\ngot it")
+        await grant.returned()
+
+
+async def test_command_with_redirected_input_may_ask_at_the_terminal(
+    one_broker: RunningBroker,
+) -> None:
+    script = "echo up; read x < /dev/tty; echo got $x"
+    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c '{script}' < /dev/null\n")
+        grant = await agent.grant()
+        await tty.shows("\r\nup")
+        tty.type("it\n")
+        await tty.shows("\r\ngot it")
+        await grant.returned()
+        await tty.shows("prompt> ")
+
+
+async def test_terminal_modes_come_back_after_a_command_that_was_stopped(
+    one_broker: RunningBroker,
+) -> None:
+    script = "stty raw -echo; echo up; exec sleep 300"
+    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL, "+m") as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -t 1 -b {one_broker.endpoint} -- sh -c '{script}'; echo rc $?; cat\n")
+        grant = await agent.grant()
+        await tty.shows("\nup")
+        assert not tty.is_cooked
+        await grant.returned()
+        await tty.shows("rc 124")
+        assert tty.is_cooked
