@@ -1,13 +1,16 @@
 """The brokers' text protocol: who works, what is queued. One short connection per question."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from broker.connection import describe
 from broker.endpoint import Endpoint
 from schemas.errors import BrokerUnreachable, ConnectionLost, ProtocolError, RequestRefused
+
+T = TypeVar("T")
 
 TIMEOUT_S = 3.0
 
@@ -45,27 +48,12 @@ async def status(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> list[Functio
 
     Raises BrokerUnreachable (no answer in `timeout` seconds), ConnectionLost, ProtocolError.
     """
-    found = []
-    for line in await _table(endpoint, "status", timeout):
-        name, *numbers = line.rsplit("\t", 3)
-        if len(numbers) != 3 or not all(each.isdigit() for each in numbers):
-            raise ProtocolError(str(endpoint), f"{line[:60]!r} in its status")
-        total, running, workers_ = map(int, numbers)
-        found.append(FunctionStatus(name, total, running, workers_))
-    return found
+    return await _table(endpoint, "status", _function_status, timeout)
 
 
 async def workers(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> list[WorkerStatus]:
     """All connections with what they offer. Raises as `status` does."""
-    found = []
-    for line in await _table(endpoint, "workers", timeout):
-        who, colon, functions = line.partition(" :")
-        fields = who.split(" ", 2)
-        if not colon or len(fields) != 3 or not fields[0].lstrip("-").isdigit():
-            raise ProtocolError(str(endpoint), f"{line[:60]!r} among its workers")
-        fd, address, client_id = fields
-        found.append(WorkerStatus(int(fd), address, client_id, tuple(functions.split())))
-    return found
+    return await _table(endpoint, "workers", _worker_status, timeout)
 
 
 async def cancel(endpoint: Endpoint, handle: str, timeout: float = TIMEOUT_S) -> bool:
@@ -94,15 +82,32 @@ async def version(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> str | None:
         return answer.removeprefix("OK ") if answer.startswith("OK ") else None
 
 
-async def _table(endpoint: Endpoint, command: str, timeout: float) -> list[str]:
+async def _table(
+    endpoint: Endpoint, command: str, parse: Callable[[str], T], timeout: float
+) -> list[T]:
     async with _session(endpoint, timeout) as session:
-        lines = []
+        rows: list[T] = []
         line = await session.ask(command)
         while line != ".":
             _raise_refusal(endpoint, line)
-            lines.append(line)
+            try:
+                rows.append(parse(line))
+            except ValueError as exc:
+                what = f"{line[:60]!r} in its answer to {command}"
+                raise ProtocolError(str(endpoint), what) from exc
             line = await session.read_line()
-        return lines
+        return rows
+
+
+def _function_status(line: str) -> FunctionStatus:
+    name, total, running, workers_ = line.rsplit("\t", 3)
+    return FunctionStatus(name, int(total), int(running), int(workers_))
+
+
+def _worker_status(line: str) -> WorkerStatus:
+    who, functions = line.split(" :", 1)
+    fd, address, client_id = who.split(" ", 2)
+    return WorkerStatus(int(fd), address, client_id, tuple(functions.split()))
 
 
 def _raise_refusal(endpoint: Endpoint, line: str) -> None:

@@ -158,9 +158,9 @@ async def submit(
     `unique`: at most 64 bytes. gearmand makes one job of all that share function and unique id;
     geard does not look at it. `on_progress` is called in the event loop, in order, for every
     WORK_DATA, WORK_WARNING and WORK_STATUS from the very first on; it must not block.
-    Raises ConnectionLost, or RequestRefused if the broker says ERROR. There is no way to take a
-    job back over the protocol: it goes when the link is closed (gearmand goes on running one that
-    a worker already has), or with `broker.admin.cancel`.
+    Raises ConnectionLost, or RequestRefused if the broker says ERROR. No packet takes a job
+    back: a queued one goes when the link is closed (gearmand may still give it to a worker in the
+    millisecond after), or with `broker.admin.cancel`.
     """
     job = SubmittedJob(link, function, on_progress)
     await job.submitted(arguments, unique)

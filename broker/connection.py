@@ -47,11 +47,14 @@ class Connection(asyncio.Protocol):
     async def open(cls, endpoint: Endpoint, on_packet: OnPacket, on_end: OnEnd) -> Self:
         """Connect. Raises OSError; the caller bounds the wait."""
         loop = asyncio.get_running_loop()
+        # A single address needs no race, and asyncio's (3.11) forgets to close its socket when
+        # it is cancelled at the wrong moment.
+        delay = None if endpoint.is_numeric else ATTEMPT_DELAY_S
         _, protocol = await loop.create_connection(
             lambda: cls(str(endpoint), on_packet, on_end),
             endpoint.host,
             endpoint.port,
-            happy_eyeballs_delay=ATTEMPT_DELAY_S,
+            happy_eyeballs_delay=delay,
         )
         return protocol
 

@@ -25,6 +25,11 @@ class Endpoint:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether `host` is one address, rather than a name that may have several."""
+        return ":" in self.host or self.host.replace(".", "").isdigit()
+
 
 def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoint:
     """Read `host`, `host:port`, `[v6]` or `[v6]:port`.

@@ -221,15 +221,17 @@ class Link:
             arguments,
         )
         answer: Answer[bytes] = self._owed("a submission")
-        if self._send(packet):
+        if not self.is_lost:
             self._submissions.append((answer, watcher))
+            self._send(packet)
         return await answer.wait()
 
     def ask_status(self, handle: bytes, timeout: float | None = None) -> Answer[JobStatus]:
         """Send GET_STATUS. No answer within `timeout` (default: `ping_timeout`) ends the link."""
         answer: Answer[JobStatus] = self._owed("GET_STATUS", timeout)
-        if self._send(request(constants.GET_STATUS, handle)):
+        if not self.is_lost:
             self._statuses.setdefault(handle, deque()).append(answer)
+            self._send(request(constants.GET_STATUS, handle))
         return answer
 
     # Working (used by broker.worker, one Worker at a time)
@@ -267,8 +269,9 @@ class Link:
     def grab(self) -> Answer[GrabbedJob | None]:
         """Ask for a job; None if there is none for what is registered."""
         answer: Answer[GrabbedJob | None] = self._owed("a grab")
-        if self._send(request(constants.GRAB_JOB_UNIQ)):
+        if not self.is_lost:
             self._grabs.append(answer)
+            self._send(request(constants.GRAB_JOB_UNIQ))
         return answer
 
     def sleep(self) -> None:

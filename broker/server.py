@@ -22,6 +22,9 @@ KEEPALIVE_COUNT = 3
 class _Server(gear.Server):  # type: ignore[misc]  # gear has no type hints
     """Adds the answer to the one request of ours that gear logs as an error."""
 
+    # gear sets it after it has begun to serve, and drops connections that are quicker.
+    statsd = None
+
     def handleOptionReq(self, packet: gear.Packet) -> None:  # noqa: N802 - gear's name
         # gear passes exceptions on in any case, which is all that the option asks for.
         reply = gear.Packet(gear.constants.RES, gear.constants.OPTION_RES, packet.data)

@@ -9,7 +9,7 @@ from functools import partial
 from gear import constants
 
 from broker.link import GrabbedJob, Link
-from broker.links import LinkSource
+from broker.links import Links, LinkSource
 from broker.wire import from_wire
 from schemas.errors import BrokerError, TestenvError
 
@@ -114,6 +114,7 @@ class Worker:
         self._running: set[Assignment] = set()
         self._due: dict[Link, None] = {}
         self._grabbing: Link | None = None
+        self._last: Link | None = None
         self._caught: Assignment | None = None
         self._answered = asyncio.Event()
         self._stirred = asyncio.Event()
@@ -137,6 +138,8 @@ class Worker:
         """
         if self._taking or self._retired:
             raise RuntimeError("this Worker is taking already, or retired")
+        if caught := self._release_caught():
+            return caught
         self._taking = self._registered = True
         assignment = None
         try:
@@ -160,7 +163,9 @@ class Worker:
         seen: tuple[Link, ...] = ()
         while True:
             up = self._links.up
-            self._due.update((link, None) for link in up if link not in seen)
+            new = [link for link in up if link not in seen]
+            # The one that gave the last job comes last, or the others might never get a turn.
+            self._due.update(dict.fromkeys(sorted(new, key=lambda link: link is self._last)))
             seen = up
             self._settle()
             self._stirred.clear()
@@ -175,8 +180,7 @@ class Worker:
         while True:
             if self._grabbing:
                 await self._answered.wait()
-            caught, self._caught = self._caught, None
-            if caught and not caught.is_over:
+            if caught := self._release_caught():
                 return caught
             if not self._due or withdraw.is_set():
                 return None
@@ -186,11 +190,16 @@ class Worker:
             self._answered.clear()
             link.grab().on_given(partial(self._grabbed, link))
 
+    def _release_caught(self) -> Assignment | None:
+        caught, self._caught = self._caught, None
+        return caught if caught and not caught.is_over else None
+
     def _grabbed(self, link: Link, reply: GrabbedJob | BrokerError | None) -> None:
         """A grab is answered, perhaps after the `take` that made it was cancelled."""
         self._grabbing = None
         if isinstance(reply, GrabbedJob):
-            self._caught = Assignment(link, reply, self._ended)
+            self._last = link
+            self._caught = Assignment(link, reply, self._finished)
             self._running.add(self._caught)
             if self._retired:
                 self._caught.fail()
@@ -233,7 +242,7 @@ class Worker:
         self._due[link] = None
         self._stirred.set()
 
-    def _ended(self, assignment: Assignment) -> None:
+    def _finished(self, assignment: Assignment) -> None:
         self._running.discard(assignment)
         self._settle()
 
@@ -242,7 +251,7 @@ Handler = Callable[[bytes], Awaitable[bytes]]
 
 
 async def serve(
-    links: LinkSource,
+    links: Links,
     function: str,
     handler: Handler,
     *,

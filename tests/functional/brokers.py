@@ -1,11 +1,12 @@
 """Real Gearman brokers on free loopback ports, as subprocesses.
 
-    with running_broker(GEARMAND) as broker:
-        broker.endpoint
-        broker.kill()
-        broker.restart()      # same port
+with running_broker(GEARMAND) as broker:
+    broker.endpoint
+    broker.kill()
+    broker.restart()      # same port
 """
 
+import os
 import random
 import shutil
 import signal
@@ -19,7 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gear import constants
+
 from broker.endpoint import Endpoint
+from broker.wire import request
 
 READY_WITHIN_S = 20.0
 HOST = "127.0.0.1"
@@ -131,22 +135,22 @@ class RunningBroker:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: it hangs, its connections stay open."""
-        assert self._process
-        self._process.send_signal(signal.SIGSTOP)
+        """SIGSTOP, and wait until it has stopped: it hangs, its connections stay open."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         """SIGCONT."""
-        assert self._process
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     def _answers(self) -> bool:
         try:
             with socket.create_connection(
                 (self.endpoint.host, self.endpoint.port), timeout=1
             ) as probe:
-                probe.sendall(b"status\n")
-                return probe.recv(4096).endswith(b".\n")
+                # A packet, not a text command: gear's server answers those a moment earlier.
+                probe.sendall(request(constants.GET_STATUS, b"any"))
+                return bool(probe.recv(4096))
         except OSError:
             return False
 
