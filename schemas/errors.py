@@ -41,6 +41,9 @@ class TestenvError(Exception):
     a command exits with when nothing handles the error.
     """
 
+    __test__ = False
+    """pytest takes any class whose name begins with Test for a test, and warns."""
+
     exit_status: ClassVar[ExitStatus] = ExitStatus.INTERNAL
 
     def __init__(self, what: str, *, remedy: str = "") -> None:
