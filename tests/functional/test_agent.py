@@ -280,6 +280,40 @@ def test_an_environment_with_labels_serves_requests_for_any_of_them(
         assert ran.returncode == ExitStatus.NO_ENVIRONMENT
 
 
+def v1_client(broker: RunningBroker, *words: str) -> list[str]:
+    """toci's client, as it was on the wire in 2014, on gear's own Client and Worker."""
+    peer = Path(__file__).parent / "peers" / "v1_client.py"
+    return [sys.executable, str(peer), "-b", str(broker.endpoint), "--", *words]
+
+
+def test_toci_s_client_gets_the_data_file_and_holds_the_environment(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    with serving(broker, tmp_path):
+        script = 'cat "$TE_DATAFILE"; read -r go; exit 3'
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with process(*v1_client(broker, "sh", "-c", script), **pipes) as holder:
+            wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "leased")
+            out, _ = holder.communicate("go\n", timeout=SOON_S)
+        assert holder.returncode == 3
+        assert json.loads(out)["seed-ip"] == "203.0.113.10"
+        wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "ready")
+
+
+def test_toci_s_client_and_ours_take_turns(broker: RunningBroker, tmp_path: Path) -> None:
+    with serving(broker, tmp_path):
+        for _ in range(2):
+            subprocess.run(v1_client(broker, "true"), timeout=SOON_S, check=True)
+            subprocess.run(client(broker, "true"), timeout=SOON_S, check=True)
+
+
+def test_toci_s_client_killed_frees_the_environment(broker: RunningBroker, tmp_path: Path) -> None:
+    with serving(broker, tmp_path), process(*v1_client(broker, "sleep", "600")) as holder:
+        wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "leased")
+        holder.kill()
+        wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "ready")
+
+
 def test_twenty_clients_share_two_environments_and_never_meet(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
