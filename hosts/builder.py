@@ -54,12 +54,19 @@ class Builder:
             self._reset(env)
 
     def destroy(self) -> None:
-        """Remove all that is marked as this host's, planned or not."""
-        drivers = self._drivers
+        """Remove all that is marked as this host's, planned or not.
+
+        The host's own address goes back to the NIC that was moved onto the public bridge.
+        """
+        public, drivers = self._plan.public, self._drivers
         for domain in drivers.hypervisor.domains():
             drivers.hypervisor.remove_domain(domain.name)
-        for bridge in drivers.switch.bridges():
-            drivers.switch.remove_bridge(bridge.name)
+        ours = {bridge.name: bridge for bridge in drivers.switch.bridges()}
+        if public.bridge in ours and public.interface in ours[public.bridge].ports:
+            # An admin who came over this address must not be cut off.
+            drivers.network.ensure_address(public.interface, public.address)
+        for name in ours:
+            drivers.switch.remove_bridge(name)
         for tap in drivers.network.taps():
             drivers.network.remove_tap(tap)
         drivers.addresses.remove()
@@ -81,6 +88,7 @@ class Builder:
                 drivers.network.ensure_tap(nic.port)
                 drivers.switch.ensure_port(nic.bridge, nic.port)
             drivers.disks.make_fresh(domain.disk)
+            drivers.disks.remove(domain.console)
             drivers.hypervisor.ensure_domain(domain)
         drivers.hypervisor.start_domain(env.seed.name)
 

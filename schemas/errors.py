@@ -252,6 +252,12 @@ class DomainError(DriverError):
     kind = "domain"
 
 
+class HypervisorError(DomainError):
+    """libvirt does not answer; `name` is its URI."""
+
+    kind = "libvirt at"
+
+
 class DiskError(DriverError):
     """A base image cannot be used, or an overlay cannot be made."""
 

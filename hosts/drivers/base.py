@@ -78,7 +78,7 @@ class Switch(Protocol):
     def ensure_bridge(self, name: str) -> None: ...
 
     def ensure_port(self, bridge: str, port: str) -> None:
-        """`port` is on `bridge`, with neither tag nor trunks, and has no error."""
+        """The device `port` is on `bridge` and up, with neither tag nor trunks, and works."""
 
     def remove_port(self, bridge: str, port: str) -> None: ...
 
@@ -102,7 +102,7 @@ class HostNetwork(Protocol):
         """Names of all that are marked as this host's."""
 
     def ensure_address(self, interface: str, address: IPv4Interface) -> None:
-        """`interface` is up and has `address`; another interface that has it loses it."""
+        """`interface` is up and has `address`; another that has it loses it, and its routes."""
 
     def ensure_up(self, interface: str) -> None: ...
 

@@ -17,7 +17,7 @@ from schemas.errors import DriverError
 def connect(config: HostConfig) -> Drivers:
     """Everything that `config`'s host acts through; what it leaves to `auto` is found out.
 
-    Proving KVM takes up to 4 s. Raises DomainError when libvirt cannot be reached; Open vSwitch
+    Proving KVM takes up to 4 s. Raises HypervisorError when libvirt cannot be reached; Open vSwitch
     and the others are first needed, and first missed, when they are used.
     """
     connection = LibvirtConnection(config.hypervisor.uri)
@@ -47,7 +47,7 @@ def chosen_datapath_type(config: HostConfig) -> str:
 
 
 def qemu_user(connection: LibvirtConnection) -> Credentials:
-    """Whom libvirt runs QEMU as. Raises DomainError."""
+    """Whom libvirt runs QEMU as. Raises HypervisorError."""
     with connection.naming(connection.uri, "asking for its capabilities") as libvirt:
         uid, gid = qemu_credentials(libvirt.getCapabilities())
     return Credentials(uid, gid)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import libvirt
 
-from schemas.errors import DomainError
+from schemas.errors import DomainError, HypervisorError
 
 KEEPALIVE_INTERVAL_S = 3
 KEEPALIVE_COUNT = 3
@@ -34,7 +34,7 @@ class LibvirtConnection:
         self._opening: Future[libvirt.virConnect] | None = None
 
     def get(self) -> libvirt.virConnect:
-        """A live connection. Raises DomainError when there is none within OPEN_TIMEOUT_S."""
+        """A live connection. Raises HypervisorError when there is none in OPEN_TIMEOUT_S."""
         opening = self._current()
         try:
             return opening.result(OPEN_TIMEOUT_S)
@@ -75,8 +75,8 @@ class LibvirtConnection:
                 ).start()
             return self._opening
 
-    def _unreachable(self, why: str) -> DomainError:
-        return DomainError(self.uri, why, remedy=_RESTART.format(uri=self.uri))
+    def _unreachable(self, why: str) -> HypervisorError:
+        return HypervisorError(self.uri, why, remedy=_RESTART.format(uri=self.uri))
 
 
 def one_line(error: libvirt.libvirtError) -> str:

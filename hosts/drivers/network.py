@@ -4,12 +4,14 @@ import json
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 from typing import Any
 
 from hosts.drivers.command import CommandFailed, run
 from schemas.errors import ForeignObject, NetworkError
 
 COMMAND_TIMEOUT_S = 15.0
+_SYSCTLS = Path("/proc/sys/net")
 _MARK = "testenv:"
 """Our mark is the device's alias (`ip link set alias`): this, and the owning host's name."""
 
@@ -35,10 +37,12 @@ class LinuxNetwork:
                 f"tuntap add dev {name} mode tap user {self._qemu_uid}",
                 f"link set dev {name} alias {_MARK}{self._host} up",
             )
+            _hide_host_behind(name)
             return
         self._refuse_foreign(link)
         if not link.is_tap:
             raise NetworkError(name, "a device of ours has this name, but it is not a tap")
+        _hide_host_behind(name)
         set_up(name)
 
     def remove_tap(self, name: str) -> None:
@@ -74,6 +78,24 @@ class LinuxNetwork:
     def _refuse_foreign(self, link: "_Link") -> None:
         if link.owner != self._host:
             raise ForeignObject("interface", link.name, owner=link.owner)
+
+
+def _hide_host_behind(tap: str) -> None:
+    """Let the host itself not be found by a guest through its tap.
+
+    With Open vSwitch's userspace datapath a guest's frames reach the kernel's own stack as well,
+    which would answer for any address of the host, also on a private bridge.
+    """
+    for path, value in (
+        (_SYSCTLS / "ipv4/conf" / tap / "arp_ignore", "8"),  # answer for no local address
+        (_SYSCTLS / "ipv6/conf" / tap / "disable_ipv6", "1"),
+    ):
+        if not path.parent.exists():
+            continue  # a kernel without IPv6
+        try:
+            path.write_text(value)
+        except OSError as exc:
+            raise NetworkError(tap, f"cannot set {path}: {exc.strerror}") from exc
 
 
 def set_up(device: str) -> None:

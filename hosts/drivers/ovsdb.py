@@ -157,9 +157,13 @@ class _Link:
         for table, columns in _COLUMNS.items():
             helper.register_columns(table, columns)
         self.idl = Idl(remote, helper, leader_only=False)
-        self.idl.run()
-        while not self.idl.has_ever_connected():
-            self._pump(deadline, "ovsdb-server does not answer")
+        try:
+            self.idl.run()
+            while not self.idl.has_ever_connected():
+                self._pump(deadline, "ovsdb-server does not answer")
+        except OvsdbError:
+            self.idl.close()
+            raise
 
     def catch_up(self, deadline: float) -> None:
         """Ask the server for something, so that all it had sent before is in the replica."""

@@ -2,13 +2,13 @@
 
 import hashlib
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from hosts.drivers.base import BridgeInfo, PortInfo
+from hosts.drivers.command import CommandFailed, run
 from hosts.drivers.network import set_up
 from hosts.drivers.ovsdb import CALL_TIMEOUT_S, Database, Draft, Ovsdb, OvsdbError, Row
 from schemas.errors import BridgeError, ForeignObject, NetworkError
@@ -31,12 +31,10 @@ def detect_datapath_type() -> Literal["system", "netdev"]:
     if Path("/sys/module/openvswitch").exists():
         return "system"
     try:
-        dry_run = subprocess.run(
-            ["modprobe", "--dry-run", "--quiet", "openvswitch"], timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        run(["modprobe", "--dry-run", "--quiet", "openvswitch"], timeout_s=10)
+    except CommandFailed:
         return "netdev"
-    return "netdev" if dry_run.returncode else "system"
+    return "system"
 
 
 class OvsSwitch:

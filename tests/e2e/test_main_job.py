@@ -64,7 +64,7 @@ def test_a_node_that_is_powered_on_boots_from_its_own_seed(fleet: Fleet) -> None
 
 
 def test_what_a_holder_did_is_gone_for_the_next(fleet: Fleet) -> None:
-    """A started node, a tag on its port, more CPUs, a disk written to: all undone."""
+    """A node's console, a tag on its port, more CPUs, a disk written to: all undone."""
     with fleet.lease() as (document, end):
         host = host_of(fleet, document)
         node = document["testenv"]["nodes"][0]
@@ -83,6 +83,7 @@ def test_what_a_holder_did_is_gone_for_the_next(fleet: Fleet) -> None:
     assert virsh(host, "domstate", node["name"]).strip() == "shut off"
     tag = host.run(["ovs-vsctl", "get", "port", node["nics"][0]["port"], "tag"]).stdout
     assert tag.strip() == "[]"
+    assert not host.path(f"/var/lib/testenv/console/{node['name']}.log").exists()
     read = host.run(["qemu-io", "-r", "-c", "read -P 0 0 1M", disk]).stdout
     assert "verification failed" not in read
 

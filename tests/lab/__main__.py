@@ -49,9 +49,13 @@ def up(hosts: str, workdir: Path | None) -> None:
 @click.option("--host", required=True, help="The host's name.")
 @click.argument("command", nargs=-1, required=True)
 def run(host: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a lab of one host; exit with its status."""
+    """Run COMMAND in a lab of one host; exit with its status.
+
+    It finds the host's name at $TESTENV_LAB_HOST.
+    """
     with _temporary_unless(None) as directory, Lab(directory) as lab:
-        status = _relay(lab.add_host(host).pid, command)
+        inside = ("env", f"TESTENV_LAB_HOST={host}", *command)
+        status = _relay(lab.add_host(host).pid, inside)
     sys.exit(status)
 
 

@@ -192,14 +192,16 @@ def test_a_missing_image_is_named(machine: FakeMachine, tmp_path: Path) -> None:
         builder(machine, tmp_path, plan).build(plan.environments[0])
 
 
-def test_destroy_leaves_no_trace(machine: FakeMachine, tmp_path: Path) -> None:
+def test_destroy_leaves_no_trace_and_gives_the_nic_its_address(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
     plan = planned()
     made = build_all(machine, tmp_path, plan)
     made.destroy()
     assert machine == FakeMachine(
         devices={"eth1": ""},
         images={IMAGE},
-        addresses=machine.addresses,
+        addresses={plan.public.address: "eth1"},
         disks=machine.disks,
         used=machine.used,
     )
