@@ -7,7 +7,7 @@ LAB := $(BIN)/python -m tests.lab
 .PHONY: help setup demo test check lint type unit contract functional e2e bench schemas constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: ## install everything: packages, and a virtual environment at .venv
 	.ci/setup
@@ -20,15 +20,15 @@ test: setup check contract functional e2e ## all tests, with real VMs on real Op
 
 check: lint type unit ## ruff, mypy, import rules, unit tests
 
-lint:
+lint: ## ruff and the import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 
-type:
+type: ## mypy, strict
 	$(BIN)/mypy
 
-unit:
+unit: ## pure code, without services
 	$(PYTEST) tests/unit
 
 contract: ## one suite over fake drivers and, in a lab host, over real libvirt and OVS
@@ -40,7 +40,7 @@ functional: ## brokers, agents and clients as real processes
 e2e: ## the whole chain in a lab of two hosts
 	$(PYTEST) tests/e2e
 
-bench: setup ## timings
+bench: setup ## what a CI job feels, beside toci's version 1
 	$(BIN)/python -m tests.benchmarks
 
 schemas: ## write schemas/json again

@@ -10,9 +10,9 @@ from broker.endpoint import Endpoint
 from broker.link import Link
 from broker.links import OneLink
 from broker.worker import Assignment, Worker
-from schemas.errors import BrokerError, ConnectionLost, LockError, NoEnvironment
-from schemas.exits import ExitStatus
+from schemas.errors import BrokerError, ConnectionLost, NoEnvironment
 from schemas.lock import LockRequest, lost_lease
+from testenv.errors import RequestFailed
 from testenv.talk import Talk
 
 if TYPE_CHECKING:
@@ -25,18 +25,6 @@ _STATUS_S = 2.0
 _WITHDRAW_S = 1.0
 
 T = TypeVar("T")
-
-
-class RequestFailed(LockError):
-    """The lock request ended before any environment was offered."""
-
-    exit_status = ExitStatus.LEASE_LOST
-
-    def __init__(self, function: str, why: str) -> None:
-        super().__init__(
-            f"{function}: {why} before an environment was offered",
-            remedy="try again, or look at testenv status",
-        )
 
 
 class Lock:

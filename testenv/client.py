@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Sequence
 from uuid import uuid4
 
+from broker.endpoint import Endpoint, parse_endpoints
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import SIGNAL_BASE, ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S
+from testenv.errors import Interrupted
 from testenv.guard import Guard
 from testenv.options import (
     Options,
-    parse_brokers,
     parse_datafile,
     parse_jobnum,
     parse_labels,
@@ -27,6 +28,9 @@ from testenv.options import (
 )
 from testenv.report import Reason, Report, reason_of
 from testenv.talk import Talk
+
+BROKER_VARIABLE = "TESTENV_BROKER"
+DEFAULT_BROKER = "127.0.0.1:4730"
 
 _EPILOG = """\
 exit status: the command's, or 128+n when signal n ended it; 2 usage, 69 no broker reachable,
@@ -37,7 +41,7 @@ exit status: the command's, or 128+n when signal n ended it; 2 usage, 69 no brok
 
 def main() -> None:
     """The command line's entry point; exits with the status that docs/testenv-client.md gives."""
-    gc.disable()  # importing makes garbage of nothing: a tenth of the start was spent looking
+    gc.disable()  # importing makes no garbage, and looking for it took a tenth of the start
     try:
         options = parse_options(sys.argv[1:])
     except ConfigError as exc:
@@ -58,7 +62,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if not command:
         parser.error("no COMMAND given")
     return Options(
-        brokers=parse_brokers(given.geard),
+        brokers=_brokers(given.geard),
         jobnum=parse_jobnum(uuid4().hex if given.jobnum is None else given.jobnum),
         function=parse_labels(given.label),
         command=tuple(command),
@@ -72,6 +76,13 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
 
 
+def _brokers(option: str | None) -> tuple[Endpoint, ...]:
+    if option is not None:
+        return parse_endpoints(option, "--geard")
+    variable = os.environ.get(BROKER_VARIABLE)
+    return parse_endpoints(variable or DEFAULT_BROKER, BROKER_VARIABLE)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="testenv-client",
@@ -83,7 +94,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     option = parser.add_argument
-    default_broker = os.environ.get("TESTENV_BROKER") or "127.0.0.1:4730"
     option("-b", "--geard", metavar="LIST", default=default_broker,
            help="Gearman brokers, HOST[:PORT], separated by commas "
                 "(default: $TESTENV_BROKER, or 127.0.0.1:4730)")  # fmt: skip
@@ -141,10 +151,29 @@ def _run(options: Options) -> int:
 
 def _fill_in(report: Report, options: Options, guard: Guard, talk: Talk) -> None:
     """Run the command in an environment, and note in `report` how that ended."""
+    try:
+        status = _run_in_environment(report, options, guard, talk)
+        code = os.waitstatus_to_exitcode(status)
+        report.exit_code = code if code >= 0 else SIGNAL_BASE - code
+        report.reason = Reason.EXITED if code >= 0 else Reason.SIGNALLED
+    except TestenvError as exc:
+        report.exit_code, report.reason, report.message = exc.exit_status, reason_of(exc), str(exc)
+    except (Interrupted, KeyboardInterrupt) as exc:
+        interrupt = exc if isinstance(exc, Interrupted) else Interrupted(signal.SIGINT)
+        report.exit_code, report.reason = SIGNAL_BASE + interrupt.number, Reason.INTERRUPTED
+        report.message = str(interrupt)
+    except Exception as exc:  # noqa: BLE001 - the last line of defence: say it, and 125
+        report.exit_code, report.reason = ExitStatus.INTERNAL, Reason.INTERNAL
+        report.message = f"internal error: {type(exc).__name__}: {exc}"
+        if options.debug:
+            traceback.print_exc()
+
+
+def _run_in_environment(report: Report, options: Options, guard: Guard, talk: Talk) -> int:
+    """Returns and raises as testenv.run does."""
     import asyncio
 
-    from testenv.run import exit_code, run_in_environment
-    from testenv.signals import Interrupted
+    from testenv.run import run_in_environment
 
     gc.enable()
     if options.debug:
@@ -153,19 +182,4 @@ def _fill_in(report: Report, options: Options, guard: Guard, talk: Talk) -> None
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s")
     # With `stty tostop`, a word on stderr from the background would stop us.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        status = asyncio.run(run_in_environment(options, guard, report, talk))
-        report.exit_code = exit_code(status)
-        report.reason = Reason.SIGNALLED if os.WIFSIGNALED(status) else Reason.EXITED
-    except TestenvError as exc:
-        report.exit_code, report.reason = exc.exit_status, reason_of(exc)
-        report.message = str(exc)
-    except (Interrupted, KeyboardInterrupt) as exc:
-        number = exc.number if isinstance(exc, Interrupted) else signal.SIGINT
-        report.exit_code, report.reason = SIGNAL_BASE + number, Reason.INTERRUPTED
-        report.message = f"interrupted by {signal.Signals(number).name} while waiting"
-    except Exception as exc:  # noqa: BLE001 - the last line of defence: say it, and 125
-        report.exit_code, report.reason = ExitStatus.INTERNAL, Reason.INTERNAL
-        report.message = f"internal error: {type(exc).__name__}: {exc}"
-        if options.debug:
-            traceback.print_exc()
+    return asyncio.run(run_in_environment(options, guard, report, talk))

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from schemas.errors import CommandError, CommandNotExecutable, CommandNotFound, TestenvError
+from schemas.errors import CommandError, CommandNotExecutable, CommandNotFound
+from testenv.errors import GuardLost
 from testenv.guard import PACKET_BYTES, Event, Guard, Happening
 
 T = TypeVar("T")
@@ -15,13 +16,6 @@ _START_S = 10.0
 
 GUARD_SLACK_S = 3.0
 """Longer than a guard takes to be done with its work, once SIGKILL is due."""
-
-
-class GuardLost(TestenvError):
-    """The guard died or failed, and the command was killed: a defect, or somebody's SIGKILL."""
-
-    def __init__(self, what: str = "the command's guard died, and the command with it") -> None:
-        super().__init__(what)
 
 
 class Command:
@@ -43,17 +37,14 @@ class Command:
         self.exited: asyncio.Future[int | None] = self._loop.create_future()
         """waitpid(2)'s status, or None when the guard was lost."""
         self._gone: asyncio.Future[int | None] = self._loop.create_future()
-        self._may_have_run = False
+        self._resumes = 0
         self._started_at: float | None = None
+        self.may_have_run = False
+        """Whether an environment may have been touched."""
         self.ran_s: float | None = None
         """From its start to its end, once that is known."""
         guard.socket.setblocking(False)
         self._loop.add_reader(guard.socket, self._hear)
-
-    @property
-    def may_have_run(self) -> bool:
-        """Whether an environment may have been touched."""
-        return self._may_have_run
 
     async def start(self, environment: Mapping[str, str], workspace: str) -> None:
         """Run it with `environment` added; the guard removes `workspace` if we are killed.
@@ -61,7 +52,7 @@ class Command:
         Raises CommandNotFound, CommandNotExecutable, GuardLost.
         """
         self._guard.run(environment, workspace)
-        self._may_have_run = True
+        self.may_have_run = True
         # Imported while the guard starts the command: ctypes takes its time.
         from testenv.reaper import become_subreaper
 
@@ -70,7 +61,7 @@ class Command:
         if started is None:
             raise GuardLost
         if started.what is Happening.NOT_STARTED:
-            self._may_have_run = False
+            self.may_have_run = False
             raise _exec_error(self._name, started.value)
         self._started_at = self._loop.time()
 
@@ -80,6 +71,7 @@ class Command:
 
     def resume(self) -> None:
         """Continue it after a stop, in the foreground if we are there."""
+        self._resumes += 1
         self._guard.resume()
 
     async def end(self) -> int:
@@ -122,7 +114,8 @@ class Command:
             case Happening.STARTED | Happening.NOT_STARTED:
                 self._started.set_result(event)
             case Happening.SUSPENDED:
-                self._on_suspended()
+                if event.value == self._resumes:  # else it is being resumed already
+                    self._on_suspended()
             case Happening.EXITED:
                 if self._started_at is not None:
                     self.ran_s = self._loop.time() - self._started_at

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from broker.endpoint import Endpoint, parse_endpoints
+from broker.endpoint import Endpoint
 from schemas.errors import ConfigError
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
 from testenv.workspace import DATAFILE_SUFFIX
@@ -28,11 +28,6 @@ class Options(NamedTuple):
     datafile: Path | None = None
     report: Path | None = None
     debug: bool = False
-
-
-def parse_brokers(text: str) -> tuple[Endpoint, ...]:
-    """A list of brokers. Raises ConfigError."""
-    return parse_endpoints(text, "--geard")
 
 
 def parse_jobnum(text: str) -> str:

@@ -12,11 +12,11 @@ from schemas.errors import (
     CommandError,
     LeaseLost,
     LeaseTimeout,
-    LockError,
     NoEnvironment,
     OfferRefused,
     TestenvError,
 )
+from testenv.errors import RequestFailed
 
 
 class Reason(StrEnum):
@@ -45,7 +45,7 @@ _REASONS: tuple[tuple[type[TestenvError], Reason], ...] = (
     (OfferRefused, Reason.OFFER_REFUSED),
     (LeaseLost, Reason.LEASE_LOST),
     (LeaseTimeout, Reason.LEASE_TIMEOUT),
-    (LockError, Reason.REQUEST_FAILED),
+    (RequestFailed, Reason.REQUEST_FAILED),
     (CommandError, Reason.NOT_STARTED),
 )
 

@@ -9,11 +9,11 @@ from broker.client import first_link
 from broker.link import PING_INTERVAL_S, PING_TIMEOUT_S, Link
 from broker.worker import Assignment
 from schemas.errors import ConnectionLost, LeaseLost, LeaseTimeout, LockError
-from schemas.exits import SIGNAL_BASE
 from schemas.lock import LockRequest, parse_offer
 from schemas.names import callback_function
 from testenv.acquire import Lock, any_of, describe_end, lock_requested, running, wait_for_offer
-from testenv.command import GUARD_SLACK_S, Command, GuardLost
+from testenv.command import GUARD_SLACK_S, Command
+from testenv.errors import GuardLost
 from testenv.guard import Guard
 from testenv.options import Options
 from testenv.report import Report
@@ -165,9 +165,3 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # containers run as users that nobody has named
         return str(os.getuid())
-
-
-def exit_code(status: int) -> int:
-    """A command's exit status as a shell reports it, from waitpid(2)'s."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else SIGNAL_BASE - code

@@ -7,15 +7,8 @@ from collections.abc import Callable
 from typing import Self
 
 from testenv.command import Command
+from testenv.errors import Interrupted
 from testenv.guard import RELAYED
-
-
-class Interrupted(Exception):
-    """Signal `number` came before there was a command to take it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(f"{signal.Signals(number).name} while waiting")
 
 
 class Signals:

@@ -9,6 +9,7 @@ import struct
 import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 BOUND_S = 15.0
 """No wait of a test is longer; what is awaited takes milliseconds."""
@@ -57,6 +58,15 @@ class Screen:
         """As a window manager does: the foreground process group gets SIGWINCH."""
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    async def runs_in_foreground(self, group: int, program: str = "sh") -> None:
+        """Wait until process group `group` has the terminal, and its leader runs `program`.
+
+        (A dash that is just forking may lose a SIGINT.)
+        """
+        async with asyncio.timeout(BOUND_S):
+            while os.tcgetpgrp(self._fd) != group or not is_running(group, program):
+                await asyncio.sleep(0.005)
+
     @property
     def is_cooked(self) -> bool:
         """Whether lines are edited and echoed, as a shell's user expects."""
@@ -66,6 +76,16 @@ class Screen:
     async def exits(self) -> int:
         async with asyncio.timeout(BOUND_S):
             return await self.process.wait()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped (ps(1) shows T)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def is_running(pid: int, program: str) -> bool:
+    """Whether the process runs `program`, and is not stopped."""
+    return Path(f"/proc/{pid}/comm").read_text() == f"{program}\n" and not is_stopped(pid)
 
 
 @asynccontextmanager

@@ -6,8 +6,8 @@ import pytest
 
 from broker.client import Outcome
 from tests.functional.brokers import OURS, RunningBroker, running_broker
-from tests.functional.client_rig import CLIENT, stub_agent
-from tests.functional.screen import CTRL_C, CTRL_Z, screen
+from tests.functional.client_rig import CLIENT, eventually, stub_agent
+from tests.functional.screen import CTRL_C, CTRL_Z, is_stopped, screen
 
 SHELL = ("bash", "--norc", "--noprofile", "-i")
 
@@ -44,16 +44,19 @@ async def test_interactive_shell_inside_a_lease_has_job_control(
         await tty.shows("prompt> ")
         tty.type("echo $((6 * 7)) $TE_DATAFILE\n")
         await tty.shows(r"42 /\S+/te-lease-1\.json")
-        tty.type("sh -c 'echo start; exec sleep 300'\n")
-        await tty.shows("\r\nstart")
+        job = "sh -c 'echo start $$; exec sleep 300'\n"
+        tty.type(job)
+        pid = int((await tty.shows(r"\r\nstart (\d+)"))[1])
+        await tty.runs_in_foreground(pid, "sleep")
         tty.type(CTRL_C)
         await tty.shows("prompt> ")
-        tty.type("sh -c 'echo start; exec sleep 300'\n")
-        await tty.shows("\r\nstart")
+        tty.type(job)
+        pid = int((await tty.shows(r"\r\nstart (\d+)"))[1])
+        await tty.runs_in_foreground(pid, "sleep")
         tty.type(CTRL_Z)
         await tty.shows("Stopped")
         tty.type("fg\n")
-        await tty.shows("\r\nsh -c .*300'")
+        await tty.runs_in_foreground(pid, "sleep")
         tty.type(CTRL_C)
         await tty.shows("prompt> ")
         tty.resize(17, 71)
@@ -69,9 +72,10 @@ async def test_ctrl_c_reaches_the_command_and_the_shell_around_goes_on(
 ) -> None:
     async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; sleep 300'; echo rc $?\n")
+        script = "echo up $$; exec sleep 300"
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c '{script}'; echo rc $?\n")
         grant = await agent.grant()
-        await tty.shows("\r\nup")
+        await tty.runs_in_foreground(int((await tty.shows(r"\r\nup (\d+)"))[1]), "sleep")
         tty.type(CTRL_C)
         await grant.returned()
         await tty.shows("rc 130")
@@ -83,17 +87,18 @@ async def test_ctrl_c_reaches_the_command_and_the_shell_around_goes_on(
 async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(one_broker: RunningBroker) -> None:
     async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; read x; echo got $x'\n")
+        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x'\n")
         grant = await agent.grant()
-        await tty.shows("\r\nup")
+        pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
         for _ in range(2):
+            await tty.runs_in_foreground(pid)
             tty.type(CTRL_Z)
             await tty.shows("Stopped")
             await tty.shows("prompt> ")
             tty.type("echo between\n")
             await tty.shows("\r\nbetween")
             tty.type("fg\n")
-            await tty.shows(r"testenv-client \S.*sh -c")
+        await tty.runs_in_foreground(pid)
         tty.type("it\n")
         await tty.shows("\r\ngot it")
         await grant.returned()
@@ -104,7 +109,7 @@ async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(one_broker: RunningB
 async def test_ctrl_z_without_a_shell_around_does_not_stop_anything(
     one_broker: RunningBroker,
 ) -> None:
-    script = "echo up; read x; echo got $x"
+    script = "echo up $$; read x; echo got $x"
     async with (
         stub_agent(one_broker.endpoint) as agent,
         screen(CLIENT, "-b", str(one_broker.endpoint), "--", "sh", "-c", script) as tty,
@@ -123,15 +128,16 @@ async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
 ) -> None:
     async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up; read x; echo got $x' &\n")
+        tty.type(
+            f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x' &\n"
+        )
         grant = await agent.grant()
-        await tty.shows("\r\nup")
+        pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
+        await eventually(lambda: is_stopped(pid))
         tty.type("echo mine\n")
         await tty.shows("\r\nmine")
-        tty.type("jobs\n")
-        await tty.shows("Stopped")
         tty.type("fg\n")
-        await tty.shows(r"testenv-client \S.*sh -c")
+        await tty.runs_in_foreground(pid)
         tty.type("it\n")
         await tty.shows("\r\ngot it")
         await grant.returned()
