@@ -38,7 +38,7 @@ class Command:
         """waitpid(2)'s status, or None when the guard was lost."""
         self._gone: asyncio.Future[int | None] = self._loop.create_future()
         self._resumes = 0
-        self._started_at: float | None = None
+        self._started_at = 0.0
         self.may_have_run = False
         """Whether an environment may have been touched."""
         self.ran_s: float | None = None
@@ -51,6 +51,7 @@ class Command:
 
         Raises CommandNotFound, CommandNotExecutable, GuardLost.
         """
+        self._started_at = self._loop.time()
         self._guard.run(environment, workspace)
         self.may_have_run = True
         # Imported while the guard starts the command: ctypes takes its time.
@@ -63,7 +64,6 @@ class Command:
         if started.what is Happening.NOT_STARTED:
             self.may_have_run = False
             raise _exec_error(self._name, started.value)
-        self._started_at = self._loop.time()
 
     def signal(self, number: int) -> None:
         """Pass a signal on to the command's process group."""
@@ -117,8 +117,7 @@ class Command:
                 if event.value == self._resumes:  # else it is being resumed already
                     self._on_suspended()
             case Happening.EXITED:
-                if self._started_at is not None:
-                    self.ran_s = self._loop.time() - self._started_at
+                self.ran_s = self._loop.time() - self._started_at
                 self.exited.set_result(event.value)
             case Happening.GONE:
                 if not self.exited.done():

@@ -9,10 +9,11 @@ import os
 import select
 import signal
 import socket
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import NamedTuple, NoReturn, Self
 
 RELAYED = (
     signal.SIGINT,
@@ -91,10 +92,7 @@ class Guard:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            # Imported in the child, so that it happens while the client imports its own.
-            from testenv.guard_process import guard_main
-
-            guard_main(theirs, argv, kill_after_s, group, ignored)
+            _be_guard(theirs, argv, kill_after_s, group, ignored)
         theirs.close()
         return cls(pid, ours)
 
@@ -141,3 +139,27 @@ class Guard:
     def _order(self, *order: object) -> None:
         with suppress(ConnectionError):
             self.socket.send(json.dumps(order).encode())
+
+
+def _be_guard(
+    client: socket.socket,
+    argv: Sequence[str],
+    kill_after_s: float,
+    client_group: int,
+    ignored: frozenset[signal.Signals],
+) -> NoReturn:
+    """The guard's life in the forked child, whose stack is the client's: nothing may unwind it."""
+    status = 1
+    try:
+        os.setpgid(0, 0)  # a kill of the client's group must not reach its guard
+        for number in RELAYED:
+            signal.signal(number, signal.SIG_IGN)
+        # Imported here, so that it happens while the client imports its own.
+        from testenv.guard_process import guard_main
+
+        guard_main(client, argv, kill_after_s, client_group, ignored)
+        status = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends here
+        traceback.print_exc()
+    finally:
+        os._exit(status)

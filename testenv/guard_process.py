@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
 
 from testenv import reaper
 from testenv.guard import PACKET_BYTES, RELAYED, Event, Happening
@@ -224,7 +223,7 @@ class GuardProcess:
         """The client is dead: end everything now, and remove the data file's secrets."""
         self._kill()
         if self._workspace:
-            import shutil  # rarely needed, and the guard starts on the way to every lock
+            import shutil  # rarely needed, and not on the way to the command
 
             shutil.rmtree(self._workspace, ignore_errors=True)
 
@@ -235,20 +234,10 @@ def guard_main(
     kill_after_s: float,
     client_group: int,
     ignored: frozenset[signal.Signals],
-) -> NoReturn:
-    """Be the guard, in the child of a fork. Never returns."""
-    status = 1
-    try:
-        os.setpgid(0, 0)  # a kill of the client's group must not reach its guard
-        for number in (*RELAYED, *_JOB_CONTROL):
-            signal.signal(number, signal.SIG_IGN)
-        reaper.set_process_name("testenv-guard")
-        reaper.become_subreaper()
-        GuardProcess(client, argv, kill_after_s, Terminal.of_job(client_group), ignored).serve()
-        status = 0
-    except BaseException:  # noqa: BLE001 - nothing may unwind into the client's own stack
-        import traceback  # as above
-
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+) -> None:
+    """Be the guard, in a process of its own that ignores RELAYED already."""
+    for number in _JOB_CONTROL:
+        signal.signal(number, signal.SIG_IGN)
+    reaper.set_process_name("testenv-guard")
+    reaper.become_subreaper()
+    GuardProcess(client, argv, kill_after_s, Terminal.of_job(client_group), ignored).serve()

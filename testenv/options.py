@@ -1,17 +1,29 @@
-"""What the client's command line says, parsed. Cheap to import: the guard is forked after it."""
+"""The client's command line. Cheap to import: the guard is forked after it is read."""
 
+import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
-from broker.endpoint import Endpoint
+from broker.endpoint import Endpoint, parse_endpoints
 from schemas.errors import ConfigError
+from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
 from testenv.workspace import DATAFILE_SUFFIX
 
+BROKER_VARIABLE = "TESTENV_BROKER"
+DEFAULT_BROKER = "127.0.0.1:4730"
+
 _MAX_JOBNUM = 100
 """It becomes part of a function's name, which brokers limit and list."""
+
+_EPILOG = """\
+exit status: the command's, or 128+n when signal n ended it; 2 usage, 69 no broker reachable,
+70 lease lost or refused, 75 no environment within --wait-timeout, 124 lease timed out,
+125 internal error, 126 command not executable, 127 command not found
+"""
 
 
 class Options(NamedTuple):
@@ -20,6 +32,7 @@ class Options(NamedTuple):
     brokers: tuple[Endpoint, ...]
     jobnum: str
     function: str
+    """What is asked for: `lockenv`, or that with labels."""
     command: tuple[str, ...]
     timeout_s: int
     kill_after_s: float
@@ -30,23 +43,99 @@ class Options(NamedTuple):
     debug: bool = False
 
 
-def parse_jobnum(text: str) -> str:
-    """Raises ConfigError if no function can be named after it."""
-    if (
-        not text
-        or len(text) > _MAX_JOBNUM
-        or not text.isascii()
-        or not text.isprintable()
-        or " " in text
-    ):
-        raise ConfigError(
-            "--jobnum", f"{text!r} is not 1 to {_MAX_JOBNUM} ASCII characters without spaces"
-        )
-    return text
+def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
+    """Read the command line. Raises ConfigError; SystemExit as argparse does (help, usage)."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.version:
+        from importlib.metadata import version  # slow, and rarely asked for
+
+        parser.exit(message=f"testenv-client {version('testenv')}\n")
+    command = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if not command:
+        parser.error("no COMMAND given")
+    return Options(
+        brokers=_brokers(given.geard, environment),
+        jobnum=_jobnum(given.jobnum),
+        function=_function(given.label),
+        command=tuple(command),
+        timeout_s=given.timeout,
+        kill_after_s=given.kill_after,
+        connect_timeout_s=given.connect_timeout,
+        wait_timeout_s=given.wait_timeout,
+        datafile=_datafile(given.datafile),
+        report=_output("--report", given.report),
+        debug=given.debug,
+    )
 
 
-def parse_labels(labels: Sequence[str]) -> str:
-    """The function to ask for. Raises ConfigError for a label that no environment can have."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="testenv-client",
+        usage="%(prog)s [OPTION]... [--] COMMAND [ARGUMENT]...",
+        description="Lock a test environment, run COMMAND in it, and give it back. "
+        "COMMAND finds the environment's data file at $TE_DATAFILE.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option("-b", "--geard", metavar="LIST",
+           help="Gearman brokers, HOST[:PORT], separated by commas "
+                f"(default: ${BROKER_VARIABLE}, or {DEFAULT_BROKER})")  # fmt: skip
+    option("-n", "--jobnum", metavar="ID", help="this job's id (default: a random one)")
+    option("-t", "--timeout", metavar="SECONDS", type=_whole_seconds, default=DEFAULT_TIMEOUT_S,
+           help="stop the command after this long (default: %(default)s)")  # fmt: skip
+    option("-d", "--debug", action="store_true", help="log what happens, and where defects are")
+    option("--wait-timeout", metavar="SECONDS", type=_seconds,
+           help="give up without an environment after this long (default: never)")  # fmt: skip
+    option("--connect-timeout", metavar="SECONDS", type=_seconds, default=30.0,
+           help="give up without a broker after this long (default: 30)")  # fmt: skip
+    option("--kill-after", metavar="SECONDS", type=_seconds, default=KILL_AFTER_S,
+           help="from SIGTERM to SIGKILL, when the command is to end (default: 10)")  # fmt: skip
+    option("--label", metavar="L", action="append", default=[],
+           help="an environment that has label L (repeatable)")  # fmt: skip
+    option("--datafile", metavar="PATH", help="write the data file there, and keep it")
+    option("--report", metavar="FILE", help="write what became of the request, as JSON")
+    option("--version", action="store_true", help="show the version and exit")
+    option("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def _whole_seconds(text: str) -> int:
+    seconds = int(text) if text.isascii() and text.isdigit() else 0
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds, at least 1")
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def _brokers(option: str | None, environment: Mapping[str, str]) -> tuple[Endpoint, ...]:
+    if option is not None:
+        return parse_endpoints(option, "--geard")
+    return parse_endpoints(environment.get(BROKER_VARIABLE) or DEFAULT_BROKER, BROKER_VARIABLE)
+
+
+def _jobnum(option: str | None) -> str:
+    if option is None:
+        return uuid4().hex
+    printable = option.isascii() and option.isprintable() and " " not in option
+    if not (printable and 0 < len(option) <= _MAX_JOBNUM):
+        what = f"{option!r} is not 1 to {_MAX_JOBNUM} ASCII characters without spaces"
+        raise ConfigError("--jobnum", what)
+    return option
+
+
+def _function(labels: Sequence[str]) -> str:
     for label in labels:
         if not is_label(label):
             raise ConfigError("--label", f"{label!r} does not match {LABEL_PATTERN}")
@@ -55,18 +144,17 @@ def parse_labels(labels: Sequence[str]) -> str:
     return lock_function(labels)
 
 
-def parse_datafile(text: str | None) -> Path | None:
-    """Raises ConfigError unless readers will know the file for JSON, and it can be written."""
-    if text is not None and not text.endswith(DATAFILE_SUFFIX):
-        raise ConfigError("--datafile", f"{text!r} does not end in {DATAFILE_SUFFIX}")
-    return parse_output("--datafile", text)
+def _datafile(option: str | None) -> Path | None:
+    if option is not None and not option.endswith(DATAFILE_SUFFIX):
+        raise ConfigError("--datafile", f"{option!r} does not end in {DATAFILE_SUFFIX}")
+    return _output("--datafile", option)
 
 
-def parse_output(option: str, text: str | None) -> Path | None:
-    """A file to write. Raises ConfigError now, rather than at the end, if that is impossible."""
-    if text is None:
+def _output(name: str, option: str | None) -> Path | None:
+    """A file to write; refused now rather than at the end, if that is impossible."""
+    if option is None:
         return None
-    path = Path(text)
+    path = Path(option)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(option, f"cannot write {text!r}", remedy="does its directory exist?")
+        raise ConfigError(name, f"cannot write {option!r}", remedy="does its directory exist?")
     return path

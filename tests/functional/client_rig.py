@@ -11,18 +11,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from broker.client import JobResult, SubmittedJob, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
 from broker.links import OneLink
 from broker.worker import Assignment, Worker
 from schemas.lock import LockRequest
+from tests.functional.brokers import OURS
 
 BOUND_S = 15.0
 """No wait of a test is longer; what is awaited takes milliseconds."""
 
 CLIENT = str(Path(sys.executable).with_name("testenv-client"))
 PEERS = Path(__file__).with_name("peers")
+
+on_one_broker = pytest.mark.parametrize("broker", [OURS], ids=str, indirect=True)
+"""For what a broker has no part in, and takes seconds."""
 
 DATA: dict[str, Any] = {
     "seed-ip": "192.0.2.7",
@@ -170,6 +176,21 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder."""
+    return path.exists()
+
+
+def process_name(pid: int) -> str:
+    """As ps(1) shows it."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 async def eventually(truth: Callable[[], object]) -> None:

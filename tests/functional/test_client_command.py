@@ -15,6 +15,8 @@ from tests.functional.client_rig import (
     DATA,
     OFFER,
     client,
+    exists,
+    names_in,
     run_client,
     shell,
     stub_agent,
@@ -92,7 +94,7 @@ async def test_data_file_is_private_and_byte_for_byte_what_the_agent_sent(
     assert modes.split() == ["700", "600"]
     assert name.endswith("/te-job_7.json")
     assert text.encode() == offer
-    assert not Path(f"/{name}").parent.exists()
+    assert not exists(Path(f"/{name}").parent)
 
 
 async def test_data_file_is_named_after_the_lease_and_may_be_changed(
@@ -124,7 +126,7 @@ async def test_datafile_option_keeps_the_file_private_even_over_an_open_one(
     assert job.out.strip() == str(kept)
     assert kept.read_bytes() == OFFER
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    assert list(tmp_path.iterdir()) == [kept]
+    assert names_in(tmp_path) == [kept.name]
 
 
 async def test_workspace_is_where_tmpdir_says(broker: RunningBroker, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ async def test_workspace_is_where_tmpdir_says(broker: RunningBroker, tmp_path: P
         await (await agent.grant()).returned()
         assert await job.exits() == 0, job.err
     assert Path(job.out.strip()).parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_command_inherits_open_files_and_ignored_signals(broker: RunningBroker) -> None:
@@ -190,7 +192,7 @@ async def test_report_tells_what_became_of_the_request(
         "reason": "exited",
         "message": None,
     }
-    assert list(tmp_path.iterdir()) == [report]
+    assert names_in(tmp_path) == [report.name]
 
 
 async def test_report_of_a_v1_environment_has_no_lease(

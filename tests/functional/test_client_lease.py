@@ -8,7 +8,7 @@ from pathlib import Path
 from broker.client import Outcome
 from schemas.lock import loss_notice
 from tests.functional.brokers import RunningBroker
-from tests.functional.client_rig import client, is_alive, shell, stub_agent
+from tests.functional.client_rig import client, is_alive, on_one_broker, shell, stub_agent
 
 TELL_PID = "echo pid $$; "
 CLEAN_UP = "trap 'echo cleaned up; exit 0' TERM; " + TELL_PID
@@ -125,6 +125,7 @@ async def test_second_offer_is_declined_at_once_and_the_first_goes_on(
         assert await job.exits() == 3, job.err
 
 
+@on_one_broker
 async def test_client_does_not_wait_long_for_a_host_that_says_no_goodbye(
     broker: RunningBroker,
 ) -> None:

@@ -1,44 +1,35 @@
 """testenv-client at a terminal: a person's shell around it, a person's shell inside it."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from broker.client import Outcome
-from tests.functional.brokers import OURS, RunningBroker, running_broker
-from tests.functional.client_rig import CLIENT, eventually, stub_agent
+from tests.functional.brokers import RunningBroker
+from tests.functional.client_rig import CLIENT, eventually, on_one_broker, stub_agent
 from tests.functional.screen import CTRL_C, CTRL_Z, is_stopped, screen
+
+pytestmark = on_one_broker
 
 SHELL = ("bash", "--norc", "--noprofile", "-i")
 
 
-@pytest.fixture
-def one_broker() -> Iterator[RunningBroker]:
-    """Which broker it is makes no difference to a terminal."""
-    with running_broker(OURS) as running:
-        yield running
-
-
-async def test_ctrl_c_while_waiting_exits_at_once(one_broker: RunningBroker) -> None:
-    async with screen(CLIENT, "-b", str(one_broker.endpoint), "--", "true") as tty:
+async def test_ctrl_c_while_waiting_exits_at_once(broker: RunningBroker) -> None:
+    async with screen(CLIENT, "-b", str(broker.endpoint), "--", "true") as tty:
         await tty.shows("waiting for lockenv at")
         tty.type(CTRL_C)
         await tty.shows("interrupted by SIGINT while waiting")
         assert await tty.exits() == 130
 
 
-async def test_news_replace_each_other_on_one_line(one_broker: RunningBroker) -> None:
-    async with screen(CLIENT, "-b", str(one_broker.endpoint), "--", "true") as tty:
+async def test_news_replace_each_other_on_one_line(broker: RunningBroker) -> None:
+    async with screen(CLIENT, "-b", str(broker.endpoint), "--", "true") as tty:
         await tty.shows("waiting for 2 s: no environment is registered for lockenv")
         await tty.shows("\r\x1b\\[Ktestenv-client: waiting for 4 s: ")
 
 
 async def test_interactive_shell_inside_a_lease_has_job_control(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     async with (
-        stub_agent(one_broker.endpoint) as agent,
-        screen(CLIENT, "-b", str(one_broker.endpoint), "--", *SHELL) as tty,
+        stub_agent(broker.endpoint) as agent,
+        screen(CLIENT, "-b", str(broker.endpoint), "--", *SHELL) as tty,
     ):
         grant = await agent.grant()
         await tty.shows("prompt> ")
@@ -68,12 +59,12 @@ async def test_interactive_shell_inside_a_lease_has_job_control(
 
 
 async def test_ctrl_c_reaches_the_command_and_the_shell_around_goes_on(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
-    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
         script = "echo up $$; exec sleep 300"
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c '{script}'; echo rc $?\n")
+        tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c '{script}'; echo rc $?\n")
         grant = await agent.grant()
         await tty.runs_in_foreground(int((await tty.shows(r"\r\nup (\d+)"))[1]), "sleep")
         tty.type(CTRL_C)
@@ -84,10 +75,10 @@ async def test_ctrl_c_reaches_the_command_and_the_shell_around_goes_on(
         await tty.shows("\r\nread hello")
 
 
-async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(one_broker: RunningBroker) -> None:
-    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(broker: RunningBroker) -> None:
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x'\n")
+        tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x'\n")
         grant = await agent.grant()
         pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
         for _ in range(2):
@@ -107,12 +98,12 @@ async def test_ctrl_z_stops_the_whole_job_and_fg_resumes_it(one_broker: RunningB
 
 
 async def test_ctrl_z_without_a_shell_around_does_not_stop_anything(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     script = "echo up $$; read x; echo got $x"
     async with (
-        stub_agent(one_broker.endpoint) as agent,
-        screen(CLIENT, "-b", str(one_broker.endpoint), "--", "sh", "-c", script) as tty,
+        stub_agent(broker.endpoint) as agent,
+        screen(CLIENT, "-b", str(broker.endpoint), "--", "sh", "-c", script) as tty,
     ):
         grant = await agent.grant()
         await tty.shows("\r\nup")
@@ -124,13 +115,11 @@ async def test_ctrl_z_without_a_shell_around_does_not_stop_anything(
 
 
 async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
-    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(
-            f"{CLIENT} -b {one_broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x' &\n"
-        )
+        tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x' &\n")
         grant = await agent.grant()
         pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
         await eventually(lambda: is_stopped(pid))
@@ -144,12 +133,12 @@ async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
 
 
 async def test_command_with_redirected_input_may_ask_at_the_terminal(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     script = "echo up; read x < /dev/tty; echo got $x"
-    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL) as tty:
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -b {one_broker.endpoint} -- sh -c '{script}' < /dev/null\n")
+        tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c '{script}' < /dev/null\n")
         grant = await agent.grant()
         await tty.shows("\r\nup")
         tty.type("it\n")
@@ -159,12 +148,12 @@ async def test_command_with_redirected_input_may_ask_at_the_terminal(
 
 
 async def test_terminal_modes_come_back_after_a_command_that_was_stopped(
-    one_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     script = "stty raw -echo; echo up; exec sleep 300"
-    async with stub_agent(one_broker.endpoint) as agent, screen(*SHELL, "+m") as tty:
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL, "+m") as tty:
         await tty.shows("prompt> ")
-        tty.type(f"{CLIENT} -t 1 -b {one_broker.endpoint} -- sh -c '{script}'; echo rc $?; cat\n")
+        tty.type(f"{CLIENT} -t 1 -b {broker.endpoint} -- sh -c '{script}'; echo rc $?; cat\n")
         grant = await agent.grant()
         await tty.shows("\nup")
         assert not tty.is_cooked
