@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from schemas.errors import ConfigError
 
+BROKER_VARIABLE = "TESTENV_BROKER"
+"""The environment variable that names the brokers where no option does."""
+
+DEFAULT_BROKER = "127.0.0.1:4730"
+
 DEFAULT_PORT = 4730
 """Gearman's port (IANA)."""
 

@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 
 from broker.endpoint import Endpoint, parse_endpoints
+from broker.options import brokers_option
 from hosts.agent import Agent, sole_agent
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
@@ -37,6 +38,16 @@ HOST_EXTRA = ("libvirt", "lxml", "ovs")
 """What only the `host` extra installs: `plan` and `serve` do without, so it is imported late."""
 BUILD_THREADS = 4
 """Environments built or turned over at the same time; more only queue up in libvirt."""
+
+
+drain_option = click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long SIGTERM waits for running leases.",
+)
 
 
 @contextmanager
@@ -154,14 +165,7 @@ def check(config_path: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--drain-timeout",
-    type=click.FloatRange(min=0),
-    default=DEFAULT_TIMEOUT_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long SIGTERM waits for running leases.",
-)
+@drain_option
 @click.pass_obj
 def run(config_path: Path, drain_timeout: float) -> None:
     """Converge this host to its plan and offer its environments until stopped.
@@ -226,16 +230,7 @@ def destroy(config_path: Path, yes: bool) -> None:
 
 @main.command()
 @click.argument("datafile", type=click.Path(path_type=Path))
-@click.option(
-    "-b",
-    "--geard",
-    "brokers",
-    envvar="TESTENV_BROKER",
-    default="127.0.0.1:4730",
-    show_default=True,
-    metavar="LIST",
-    help="Gearman brokers, host:port separated by commas [env: TESTENV_BROKER].",
-)
+@brokers_option
 @click.option(
     "-t",
     "--timeout",
@@ -255,14 +250,7 @@ def destroy(config_path: Path, yes: bool) -> None:
     help="Tells this environment from others served on this machine.",
 )
 @click.option("--label", "labels", multiple=True, help="A label of the environment; repeatable.")
-@click.option(
-    "--drain-timeout",
-    type=click.FloatRange(min=0),
-    default=DEFAULT_TIMEOUT_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long SIGTERM waits for the running lease.",
-)
+@drain_option
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),

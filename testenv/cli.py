@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.endpoint import parse_endpoints
+from broker.options import brokers_option
 from schemas.errors import TestenvError
 from schemas.status import EnvironmentReport
 from testenv.fleet import Fleet, look
@@ -25,16 +26,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "-b",
-    "--geard",
-    "brokers",
-    envvar="TESTENV_BROKER",
-    default="127.0.0.1:4730",
-    show_default=True,
-    metavar="LIST",
-    help="Gearman brokers, host:port separated by commas [env: TESTENV_BROKER].",
-)
+@brokers_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(brokers: str, as_json: bool) -> None:
     """List hosts, environments, who holds them and for how long, and the queues.
