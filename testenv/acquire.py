@@ -18,6 +18,7 @@ from testenv.talk import Talk
 if TYPE_CHECKING:
     from broker.admin import FunctionStatus
 
+_HOST_WATCH_S = 5.0
 _FIRST_NEWS_S = 2.0
 _NEWS_S = 30.0
 _LIVE_NEWS_S = 2.0
@@ -32,13 +33,13 @@ class Lock:
 
     `offer` is the first offer. All others are declined at once: a broker may requeue a lock
     request, and another agent should not wait for a client that has its environment already.
-    `ended` is the end of the request; it raises ConnectionLost. `lost` is a notice that `lease`
-    (the held lease's id, set by who takes the offer) is lost.
+    `ended` is the end of the request; it raises ConnectionLost. `lost` is the reason why `lease`
+    (the held lease's id, set by who takes the offer) is lost although the request goes on.
     """
 
     offer: asyncio.Future[Assignment]
     ended: asyncio.Task[JobResult]
-    lost: asyncio.Future[None]
+    lost: asyncio.Future[str]
 
     def __init__(self, link: Link, function: str, worker: Worker) -> None:
         self.link = link
@@ -55,12 +56,29 @@ class Lock:
             while call := await self._worker.take():
                 if lease := lost_lease(call.arguments):
                     call.complete()
-                    if lease == self.lease and not self.lost.done():
-                        self.lost.set_result(None)
+                    if lease == self.lease:
+                        self._lose("the environment's host has lost it, and says so")
                 elif self.offer.done():
                     call.fail()
                 else:
                     self.offer.set_result(call)
+
+    async def watch_host(self, job: SubmittedJob) -> None:
+        """Notice that the host of a taken offer is gone.
+
+        gearmand 1.1.20 puts the request of a host that died back into its queue, and tells nobody.
+        """
+        with suppress(ConnectionLost):
+            await asyncio.shield(self.offer)
+            while True:
+                await asyncio.sleep(_HOST_WATCH_S)
+                if not (await job.status()).running:
+                    break
+            self._lose("the environment's host is gone")
+
+    def _lose(self, why: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(why)
 
     async def first_offer(self) -> Assignment:
         """Wait for it. Raises RequestFailed or ConnectionLost when there will be none."""
@@ -95,7 +113,7 @@ async def lock_requested(
         async with running(lock.serve_offers()):
             await asyncio.sleep(0)  # its first step registers the callback
             job: SubmittedJob = await submit(link, function, request.dump(), unique=unique)
-            async with running(job.result()) as lock.ended:
+            async with running(job.result()) as lock.ended, running(lock.watch_host(job)):
                 yield lock
     finally:
         await lock.withdraw()

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from broker.endpoint import Endpoint, parse_endpoints
+from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
 from schemas.errors import ConfigError
 from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
 from testenv.workspace import DATAFILE_SUFFIX
 
-BROKER_VARIABLE = "TESTENV_BROKER"
-DEFAULT_BROKER = "127.0.0.1:4730"
-
 _MAX_JOBNUM = 100
 """It becomes part of a function's name, which brokers limit and list."""
 
 _EPILOG = """\
+example: testenv-client --wait-timeout 3600 -- ./deploy-and-test.sh
+
 exit status: the command's, or 128+n when signal n ended it; 2 usage, 69 no broker reachable,
 70 lease lost or refused, 75 no environment within --wait-timeout, 124 lease timed out,
 125 internal error, 126 command not executable, 127 command not found

@@ -133,9 +133,9 @@ class _Run:
         await any_of(exited, lock.ended, lock.lost, timeout=deadline - self._clock())
         if exited.done():
             return None
-        if lock.lost.done():
-            return LeaseLost("the environment's host has lost it, and says so")
         if not lock.ended.done():
+            if lock.lost.done():
+                return LeaseLost(lock.lost.result())
             return LeaseTimeout(self._options.timeout_s)
         try:
             return LeaseLost(describe_end(lock.ended.result()))

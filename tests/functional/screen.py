@@ -83,6 +83,11 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def is_running(pid: int, program: str) -> bool:
     """Whether the process runs `program`, and is not stopped."""
     return Path(f"/proc/{pid}/comm").read_text() == f"{program}\n" and not is_stopped(pid)

@@ -250,8 +250,7 @@ def test_a_drain_that_may_not_go_on_ends_the_agent_and_tells_the_holder(
             wait_for(lambda: "stopping" in (tmp_path / "agent-1.log").read_text())
             agent.send_signal(signal.SIGTERM)
         assert agent.wait(timeout=SOON_S) == 0
-        if str(broker.kind) == "testenv-broker":  # gearmand requeues and tells nobody
-            assert holder.wait(timeout=SOON_S) == ExitStatus.LEASE_LOST
+        assert holder.wait(timeout=SOON_S) == ExitStatus.LEASE_LOST
 
 
 def test_sigusr2_cordons_and_sigusr1_uncordons(broker: RunningBroker, tmp_path: Path) -> None:

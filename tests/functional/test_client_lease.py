@@ -103,6 +103,18 @@ async def test_loss_notice_ends_the_command(broker: RunningBroker) -> None:
     assert "lease lost" in job.err
 
 
+async def test_host_that_dies_ends_the_lease_also_where_the_broker_tells_nobody(
+    broker: RunningBroker,
+) -> None:
+    async with client(*shell(CLEAN_UP + WAIT), broker=broker.endpoint) as job:
+        async with stub_agent(broker.endpoint) as agent:
+            await agent.grant()
+            await job.hears("pid")
+        assert await job.exits() == 70, job.err
+    assert "cleaned up" in job.out
+    assert "gone" in job.err
+
+
 async def test_second_offer_is_declined_at_once_and_the_first_goes_on(
     broker: RunningBroker, tmp_path: Path
 ) -> None:

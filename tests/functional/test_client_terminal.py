@@ -3,7 +3,7 @@
 from broker.client import Outcome
 from tests.functional.brokers import RunningBroker
 from tests.functional.client_rig import CLIENT, eventually, on_one_broker, stub_agent
-from tests.functional.screen import CTRL_C, CTRL_Z, is_stopped, screen
+from tests.functional.screen import CTRL_C, CTRL_Z, is_stopped, parent_of, screen
 
 pytestmark = on_one_broker
 
@@ -114,7 +114,7 @@ async def test_ctrl_z_without_a_shell_around_does_not_stop_anything(
         assert await tty.exits() == 0
 
 
-async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
+async def test_background_job_that_reads_stops_until_it_has_the_terminal(
     broker: RunningBroker,
 ) -> None:
     async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
@@ -122,7 +122,8 @@ async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
         tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c 'echo up $$; read x; echo got $x' &\n")
         grant = await agent.grant()
         pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
-        await eventually(lambda: is_stopped(pid))
+        client = parent_of(parent_of(pid))
+        await eventually(lambda: is_stopped(pid) and is_stopped(client))
         tty.type("echo mine\n")
         await tty.shows("\r\nmine")
         tty.type("fg\n")
@@ -130,6 +131,29 @@ async def test_job_moved_to_the_background_and_back_gets_the_terminal_again(
         tty.type("it\n")
         await tty.shows("\r\ngot it")
         await grant.returned()
+
+
+async def test_job_goes_on_in_the_background_and_gets_the_terminal_back(
+    broker: RunningBroker,
+) -> None:
+    script = "echo up $$; while :; do sleep 0.01; done"
+    async with stub_agent(broker.endpoint) as agent, screen(*SHELL) as tty:
+        await tty.shows("prompt> ")
+        tty.type(f"{CLIENT} -b {broker.endpoint} -- sh -c '{script}'; echo rc $?\n")
+        grant = await agent.grant()
+        pid = int((await tty.shows(r"\r\nup (\d+)"))[1])
+        await tty.runs_in_foreground(pid)
+        tty.type(CTRL_Z)
+        await tty.shows("Stopped")
+        tty.type("bg\n")
+        await eventually(lambda: not is_stopped(pid))
+        tty.type("echo mine\n")
+        await tty.shows("\r\nmine")
+        tty.type("fg\n")
+        await tty.runs_in_foreground(pid)
+        tty.type(CTRL_C)
+        await grant.returned()
+        await tty.shows("prompt> ")
 
 
 async def test_command_with_redirected_input_may_ask_at_the_terminal(
