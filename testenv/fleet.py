@@ -62,13 +62,19 @@ async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S)
     """
     answers = await asyncio.gather(*(_ask_broker(one, timeout) for one in endpoints))
     if all(isinstance(answer, BrokerError) for answer in answers):
-        raise BrokerUnreachable([(str(e), str(a)) for e, a in zip(endpoints, answers, strict=True)])
+        raise BrokerUnreachable(
+            [
+                (str(endpoint), _why(answer))
+                for endpoint, answer in zip(endpoints, answers, strict=True)
+                if isinstance(answer, BrokerError)
+            ]
+        )
     brokers: list[BrokerView] = []
     queues: list[QueueView] = []
     agents: dict[str, tuple[Endpoint, int]] = {}
     for endpoint, answer in zip(endpoints, answers, strict=True):
         if isinstance(answer, BrokerError):
-            brokers.append(BrokerView(broker=str(endpoint), state="down", problem=str(answer)))
+            brokers.append(BrokerView(broker=str(endpoint), state="down", problem=_why(answer)))
             continue
         brokers.append(BrokerView(broker=str(endpoint), state="up"))
         queues.extend(_queue(endpoint, one) for one in answer if is_lock_function(one.name))
@@ -90,6 +96,13 @@ async def _ask_broker(
         return await admin.status(endpoint, timeout)
     except BrokerError as error:
         return error
+
+
+def _why(error: BrokerError) -> str:
+    """What happened at one broker, without naming it again."""
+    if isinstance(error, BrokerUnreachable):
+        return "; ".join(why for _, why in error.attempts)
+    return error.what
 
 
 async def _ask_host(host: str, endpoint: Endpoint, workers: int, timeout: float) -> HostView:
