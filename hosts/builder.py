@@ -1,7 +1,7 @@
 """Brings a host to its plan, and an environment back to it. Synchronous, over the drivers.
 
-Every step is idempotent, so that a first start, an agent's restart and a host's reboot are one
-path: run all of it again. Nothing that is not marked as this host's is changed or removed.
+Every step is idempotent, so that a first start, an agent's restart, a host's reboot and a lease's
+end are one path: run all of it again. Nothing that is not marked as this host's is changed.
 """
 
 import logging
@@ -25,33 +25,29 @@ class Builder:
         self._drivers = drivers
         self._directories = (state_dir / "disks", state_dir / "console")
         self._host_lock = threading.Lock()
-        self._converged = False
+        self._leaks_removed = False
         self._environment_locks = {env.id: threading.Lock() for env in plan.environments}
 
-    def converge_host(self) -> None:
-        """What all environments share: directories, the public bridge, addresses; leaks go.
+    def ensure_host(self) -> None:
+        """What all environments share: directories, the public bridge, addresses.
 
-        Done once; after a failure the next call tries again.
+        The first success also removes what is marked as ours and not in the plan.
         """
         with self._host_lock:
-            if self._converged:
-                return
             for directory in self._directories:
                 directory.mkdir(parents=True, exist_ok=True)
-            self._remove_leaks()
+            if not self._leaks_removed:
+                self._remove_leaks()
+                self._leaks_removed = True
             self._ensure_public()
-            self._converged = True
 
     def build(self, env: Environment) -> None:
         """Make `env` as planned, with fresh disks and its seed powered on."""
-        self.converge_host()
-        with self._alone(env):
-            self._reset(env)
+        self._reset(env)
 
     def turn_over(self, env: Environment) -> None:
         """Take `env` back from its last holder: power off, then as new."""
-        with self._alone(env):
-            self._reset(env)
+        self._reset(env)
 
     def destroy(self) -> None:
         """Remove all that is marked as this host's, planned or not.
@@ -78,9 +74,14 @@ class Builder:
                 directory.rmdir()
 
     def _reset(self, env: Environment) -> None:
+        with self._alone(env):
+            for domain in env.domains:
+                self._drivers.hypervisor.power_off_domain(domain.name)
+            self.ensure_host()
+            self._renew(env)
+
+    def _renew(self, env: Environment) -> None:
         drivers = self._drivers
-        for domain in env.domains:
-            drivers.hypervisor.power_off_domain(domain.name)
         self._check_boot_files(env.seed)
         drivers.switch.ensure_bridge(env.bridge)
         for domain in env.domains:

@@ -108,6 +108,21 @@ def test_turnover_makes_used_disks_fresh_and_powers_nodes_off(
     assert machine.bridges["brbm1"].ports["te1n0e0"].tag is None
 
 
+def test_turnover_brings_back_what_all_environments_share(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    """A dnsmasq that was killed, a public bridge that somebody deleted."""
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    machine.reservations = ()
+    machine.bridges["br-ctlplane"].ports.clear()
+    machine.addresses.clear()
+    made.turn_over(plan.environments[0])
+    assert machine.reservations == reservations(plan)
+    assert set(machine.bridges["br-ctlplane"].ports) == {"eth1", "te1s0"}
+    assert machine.addresses == {plan.public.address: "br-ctlplane"}
+
+
 def test_turnover_of_one_environment_leaves_the_other_s_lease_alone(
     machine: FakeMachine, tmp_path: Path
 ) -> None:
