@@ -37,7 +37,6 @@ class Command:
         self.exited: asyncio.Future[int | None] = self._loop.create_future()
         """waitpid(2)'s status, or None when the guard was lost."""
         self._gone: asyncio.Future[int | None] = self._loop.create_future()
-        self._resumes = 0
         self._started_at = 0.0
         self.may_have_run = False
         """Whether an environment may have been touched."""
@@ -71,7 +70,6 @@ class Command:
 
     def resume(self) -> None:
         """Continue it after a stop, in the foreground if we are there."""
-        self._resumes += 1
         self._guard.resume()
 
     async def end(self) -> int:
@@ -114,8 +112,7 @@ class Command:
             case Happening.STARTED | Happening.NOT_STARTED:
                 self._started.set_result(event)
             case Happening.SUSPENDED:
-                if event.value == self._resumes:  # else it is being resumed already
-                    self._on_suspended()
+                self._on_suspended()
             case Happening.EXITED:
                 self.ran_s = self._loop.time() - self._started_at
                 self.exited.set_result(event.value)

@@ -40,8 +40,7 @@ class Happening(StrEnum):
     NOT_STARTED = "not started"
     """exec failed; its errno."""
     SUSPENDED = "suspended"
-    """It was stopped from the terminal, which is the client's again; how many orders to resume
-    had been carried out by then."""
+    """It was stopped from the terminal, which is the client's again."""
     EXITED = "exited"
     """It has ended; waitpid(2)'s status. Descendants may be left."""
     GONE = "gone"

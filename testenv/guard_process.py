@@ -55,8 +55,6 @@ class GuardProcess:
         """Set as soon as the command is to end: everything left then is killed."""
         self._told: set[int] = set()
         """Children that have had their SIGTERM."""
-        self._resumed = 0
-        """Orders to resume so far."""
         self._workspace = ""
         self._done = False
 
@@ -109,7 +107,6 @@ class GuardProcess:
             case "signal":
                 self._signal_group(*values)
             case "resume":
-                self._resumed += 1
                 self._resume()
             case "stop":
                 self._begin_end()
@@ -190,7 +187,7 @@ class GuardProcess:
             self._resume()  # it only lacked the terminal, for instance to ask for a password
         else:
             self._terminal.take_back_from(self._group)
-            self._tell(Happening.SUSPENDED, self._resumed)
+            self._tell(Happening.SUSPENDED)
 
     def _take_terminal(self, *, restore: bool) -> None:
         if self._terminal:

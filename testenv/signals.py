@@ -14,7 +14,7 @@ from testenv.guard import RELAYED
 class Signals:
     """Before the command runs they end the wait (cancel the current task), then they are its own.
 
-    What was ignored when the client started (nohup) stays ignored.
+    Afterwards they are ignored. What was ignored when the client started (nohup) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number in self._handled:
             self._loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # what is left to do is short, and is a report
 
     def relay_to(self, command: Command) -> None:
         """From now on all signals are `command`'s."""
         self._command = command
         for number in RELAYED:
             self._handle(number, command.signal)
-        self._handle(signal.SIGCONT, lambda _: command.resume())
 
     def suspend(self) -> None:
         """Stop our own job, as the terminal has stopped the command; return when it goes on.

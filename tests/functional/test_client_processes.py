@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,10 @@ async def test_what_a_command_leaves_behind_is_dead_before_the_environment_is_re
         grant = await agent.grant()
         pids = await family(job)
         go.touch()
+        done = time.monotonic()
         assert (await grant.callback.result()).outcome is Outcome.COMPLETE
         assert not any(map(is_alive, pids))
+        assert time.monotonic() - done < 3
         grant.lock.complete()
         assert await job.exits() == 3, job.err
 
