@@ -58,6 +58,10 @@ class Connection(asyncio.Protocol):
         )
         return protocol
 
+    def fileno(self) -> int:
+        """The socket's file descriptor; -1 once it is closed."""
+        return self._socket.fileno()
+
     def send(self, data: bytes) -> None:
         """Write whole packets; ignored once the connection has ended."""
         if self._ended:

@@ -172,6 +172,10 @@ class Link:
         """Whether its end was our wish (`aclose`)."""
         return self._closing
 
+    def fileno(self) -> int:
+        """The connection's file descriptor; -1 once it is closed."""
+        return self._connection.fileno() if self._connection else -1
+
     @property
     def is_lost(self) -> bool:
         """Whether the connection has ended, or is being closed by us."""

@@ -45,13 +45,14 @@ class Command:
         guard.socket.setblocking(False)
         self._loop.add_reader(guard.socket, self._hear)
 
-    async def start(self, environment: Mapping[str, str], workspace: str) -> None:
-        """Run it with `environment` added; the guard removes `workspace` if we are killed.
+    async def start(self, environment: Mapping[str, str], workspace: str, link: int) -> None:
+        """Run it with `environment` added; the guard removes `workspace` if we are killed, and
+        keeps `link`, the broker connection, open until the command is dead.
 
         Raises CommandNotFound, CommandNotExecutable, GuardLost.
         """
         self._started_at = self._loop.time()
-        self._guard.run(environment, workspace)
+        self._guard.run(environment, workspace, link)
         self.may_have_run = True
         # Imported while the guard starts the command: ctypes takes its time.
         from testenv.reaper import become_subreaper

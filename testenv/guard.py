@@ -119,9 +119,15 @@ class Guard:
         if not self._is_over:
             os.kill(self.pid, signal.SIGKILL)
 
-    def run(self, environment: Mapping[str, str], workspace: str) -> None:
-        """Start the command with `environment` added; `workspace` goes if the client is killed."""
-        self._order("run", dict(environment), workspace)
+    def run(self, environment: Mapping[str, str], workspace: str, link: int) -> None:
+        """Start the command with `environment` added; `workspace` goes if the client is killed.
+
+        The guard keeps a copy of `link`, the broker connection's descriptor. So when the client
+        is killed, the broker hears of it only when nothing of the command is left.
+        """
+        with suppress(ConnectionError):
+            order = json.dumps(("run", dict(environment), workspace)).encode()
+            socket.send_fds(self.socket, [order], [link])
 
     def signal(self, number: int) -> None:
         """Pass a signal on to the command's process group."""

@@ -56,6 +56,8 @@ class GuardProcess:
         self._told: set[int] = set()
         """Children that have had their SIGTERM."""
         self._workspace = ""
+        self._links: list[int] = []
+        """The client's connection to its broker, which must not end before the command has."""
         self._done = False
 
     def serve(self) -> None:
@@ -88,9 +90,13 @@ class GuardProcess:
 
     def _receive(self) -> bytes:
         try:
-            return self._client.recv(PACKET_BYTES)
+            packet, links, *_ = socket.recv_fds(
+                self._client, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionError:
             return b""
+        self._links += links
+        return packet
 
     def _tell(self, what: Happening, value: int = 0) -> None:
         with suppress(ConnectionError):  # the next receive ends the guard

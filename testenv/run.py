@@ -110,7 +110,7 @@ class _Run:
         command = self._command
         name = self._report.lease or self._options.jobnum
         with workspace(name, offer.arguments, self._options.datafile) as files:
-            await command.start(files.environment, str(files.directory))
+            await command.start(files.environment, str(files.directory), lock.link.fileno())
             try:
                 failure = await self._until_over(lock, deadline)
                 if failure:

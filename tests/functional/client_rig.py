@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -133,22 +134,24 @@ async def client(
 ) -> AsyncIterator[Client]:
     """A testenv-client, killed at the end if it still runs."""
     place = ["-b", str(broker)] if broker else []
-    process = await asyncio.create_subprocess_exec(
-        CLIENT,
-        *place,
-        *map(str, arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "TESTENV_BROKER": "", **(env or {})},
-    )
-    running = Client(process)
-    try:
-        yield running
-    finally:
-        if process.returncode is None:
-            running.signal(signal.SIGKILL)
-            await running.exits()
+    # A client that is killed together with its guard leaves its workspace behind.
+    with tempfile.TemporaryDirectory(prefix="testenv-client-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            CLIENT,
+            *place,
+            *map(str, arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "TESTENV_BROKER": "", "TMPDIR": folder, **(env or {})},
+        )
+        running = Client(process)
+        try:
+            yield running
+        finally:
+            if process.returncode is None:
+                running.signal(signal.SIGKILL)
+                await running.exits()
 
 
 async def run_client(

@@ -1,5 +1,6 @@
 """Signals, and the death of anyone: no process of a command outlives its lease."""
 
+import asyncio
 import os
 import signal
 import time
@@ -97,6 +98,26 @@ async def test_what_a_command_leaves_behind_is_dead_before_the_environment_is_re
         assert time.monotonic() - done < 3
         grant.lock.complete()
         assert await job.exits() == 3, job.err
+
+
+async def test_agent_hears_of_a_killed_client_only_when_its_command_is_dead(
+    broker: RunningBroker,
+) -> None:
+    """The guard holds the connection: else the next command could start beside the old one."""
+    stubborn = f"trap '' TERM; {FAMILY} while :; do sleep 0.1; done"
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(stubborn), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        pids = await family(job)
+        job.signal(signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while (await grant.callback.status()).running and not grant.callback.is_over:
+                await asyncio.sleep(0)
+        alive = [pid for pid in pids if is_alive(pid)]
+        assert await job.exits() == -signal.SIGKILL, job.err
+        assert not alive
 
 
 async def test_stubborn_leftovers_are_killed_after_kill_after(broker: RunningBroker) -> None:
