@@ -224,4 +224,4 @@ async def test_kill_of_the_clients_process_group_spares_no_descendant(
 async def test_guard_shows_under_its_own_name(broker: RunningBroker) -> None:
     async with client(*shell("true"), broker=broker.endpoint) as job:
         await job.hears("waiting for lockenv", "err")
-        assert process_name(job.guard) == "testenv-guard"
+        await eventually(lambda: process_name(job.guard) == "testenv-guard")
