@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hosts.drivers.base import Drivers, Reservation
-from schemas.errors import HostError
+from schemas.errors import DiskError, HostError
 from schemas.plan import Domain, Environment, HostPlan, KernelBoot, Role
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Builder:
         """
         with self._host_lock:
             for directory in self._directories:
-                directory.mkdir(parents=True, exist_ok=True)
+                _ensure_directory(directory)
             if not self._leaks_removed:
                 self._remove_leaks()
                 self._leaks_removed = True
@@ -161,6 +161,13 @@ def reservations(plan: HostPlan) -> tuple[Reservation, ...]:
         for nic in domain.nics
         if nic.address is not None
     )
+
+
+def _ensure_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise DiskError(str(directory), f"cannot be made: {exc.strerror}") from exc
 
 
 def _files(directory: Path) -> list[Path]:

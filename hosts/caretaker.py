@@ -104,7 +104,7 @@ def read_data_file(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text())
     except OSError as exc:
         raise ConfigError(path, f"cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(path, f"is not JSON: {exc}") from exc
     if not isinstance(document, dict) or not document:
         raise ConfigError(path, "must be a JSON object with at least one key")

@@ -29,7 +29,7 @@ from hosts.tables import print_plan
 from schemas.config import HostConfig
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
-from schemas.lock import DEFAULT_TIMEOUT_S
+from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from schemas.names import HOST_PATTERN, environment_id, is_label
 from schemas.plan import Facts, HostPlan
 
@@ -234,7 +234,7 @@ def destroy(config_path: Path, yes: bool) -> None:
 @click.option(
     "-t",
     "--timeout",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MAX_TIMEOUT_S),
     default=DEFAULT_TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",

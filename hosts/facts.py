@@ -45,5 +45,5 @@ def read_facts(path: Path) -> Facts:
         raise ConfigError(
             path, first["msg"], key=key, remedy="allowed: memory_mib, cpus, disk_gib, all integers"
         ) from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(path, f"is not JSON: {exc}") from exc

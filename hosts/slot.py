@@ -12,7 +12,7 @@ from broker.links import LinkSource
 from broker.worker import Assignment, Worker
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
-from hosts.lease import LeaseTiming, serve_lease
+from hosts.lease import End, LeaseTiming, serve_lease
 from hosts.state import EFFECTS, Effect, Event, ForbiddenTransition, step
 from schemas.errors import TestenvError
 from schemas.lock import DEFAULT_TIMEOUT_S, BadLockRequest, LockRequest
@@ -151,8 +151,19 @@ class Slot:
             self._grant.lease,
         )
         log.info("%s: lease %s to %s", self._caretaker.id, lease.id, lease.holder)
-        data = self._caretaker.data_file(lease)
-        end = await serve_lease(assignment, request, lease, data, self._links, self._timing.lease)
+        try:
+            data = self._caretaker.data_file(lease)
+            end = await serve_lease(
+                assignment, request, lease, data, self._links, self._timing.lease
+            )
+        except Exception:
+            # A defect here must not end the other environments' leases. Whether this one's client
+            # runs is unknown now; that it does not is certain only at the lease's own end.
+            log.exception("%s: lease %s failed", self._caretaker.id, lease.id)
+            self._reason = "internal error; kept until its lease's timeout"
+            await asyncio.sleep(lease.timeout_s + self._timing.lease.margin_s)
+            assignment.fail()
+            end = End.TIMED_OUT
         held_s = asyncio.get_running_loop().time() - self._since
         log.info("%s: lease %s ended after %.1f s: %s", self._caretaker.id, lease.id, held_s, end)
         self._grant = None

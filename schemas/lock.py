@@ -13,11 +13,20 @@ from schemas.errors import OfferRefused
 DEFAULT_TIMEOUT_S = 10800
 """How long a lease lasts where neither side says otherwise; toci's default, three hours."""
 
+MAX_TIMEOUT_S = 31 * 24 * 3600
+"""No lease is longer, whatever its client wishes: every lease ends."""
+
 MARGIN_S = 30.0
 """The agent frees an environment this much after the client should have stopped its command."""
 
 KILL_AFTER_S = 10.0
 """How long a command that is told to end (SIGTERM) has to clean up before SIGKILL."""
+
+
+_MAX_FUNCTION = 512
+"""gearmand 1.1.20's limit, in bytes."""
+
+_MAX_HOLDER = 200
 
 
 class BadLockRequest(ValueError):
@@ -54,22 +63,41 @@ class LockRequest(NamedTuple):
         Raises BadLockRequest if no callback is named or the timeout is not a positive number.
         """
         try:
-            document = json.loads(arguments)
+            document = _load(arguments)
         except ValueError as exc:
             raise BadLockRequest(f"arguments are not JSON: {exc}") from exc
         if not isinstance(document, dict):
             raise BadLockRequest("arguments are not a JSON object")
         callback = document.get("callback_name")
-        if not isinstance(callback, str) or not callback or "\0" in callback:
-            raise BadLockRequest("no callback_name")
+        if not isinstance(callback, str) or not _can_be_called(callback):
+            raise BadLockRequest("no callback_name that a broker would take")
         ours = document.get("testenv")
         ours = ours if isinstance(ours, dict) else {}
         return cls(
             callback=callback,
             timeout_s=_seconds(document, "timeout"),
-            holder=str(ours.get("holder") or document.get("job_identifier") or callback),
+            holder=_for_people(ours.get("holder") or document.get("job_identifier") or callback),
             stops_within_s=_seconds(ours, "stops_within_s"),
         )
+
+
+def _load(data: bytes) -> Any:
+    """JSON from a stranger. Raises ValueError, also for what is nested too deeply to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def _can_be_called(callback: str) -> bool:
+    """Whether `callback` may be a function's name: printable, and not too long for gearmand."""
+    return callback.isprintable() and 0 < len(callback.encode()) <= _MAX_FUNCTION
+
+
+def _for_people(holder: object) -> str:
+    """What a stranger says of itself, fit for a terminal."""
+    shown = (c if c.isprintable() else "?" for c in str(holder)[:_MAX_HOLDER])
+    return "".join(shown)
 
 
 def _seconds(document: dict[str, Any], key: str) -> float | None:
@@ -80,8 +108,8 @@ def _seconds(document: dict[str, Any], key: str) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError) as exc:
         raise BadLockRequest(f"{key} is not a number of seconds: {value!r}") from exc
-    if not 0 < seconds < float("inf"):
-        raise BadLockRequest(f"{key} is not a positive number of seconds: {value!r}")
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise BadLockRequest(f"{key} is not between 0 and {MAX_TIMEOUT_S} seconds: {value!r}")
     return seconds
 
 
@@ -91,7 +119,7 @@ def parse_offer(data: bytes) -> dict[str, Any]:
     Raises OfferRefused: toci's workers put error texts in the data file's place.
     """
     try:
-        document = json.loads(data)
+        document = _load(data)
     except ValueError as exc:
         start = data[:80].decode(errors="replace").strip()
         raise OfferRefused(f"its data is not JSON: {start!r}" if start else "no data file") from exc
@@ -111,7 +139,7 @@ def loss_notice(lease_id: str) -> bytes:
 def lost_lease(data: bytes) -> str | None:
     """The lease that a callback job's argument says is lost, or None if it is an offer."""
     try:
-        document = json.loads(data)
+        document = _load(data)
     except ValueError:
         return None
     ours = document.get("testenv") if isinstance(document, dict) else None

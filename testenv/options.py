@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
 from schemas.errors import ConfigError
-from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S
+from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_TIMEOUT_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
 from testenv.workspace import DATAFILE_SUFFIX
 
@@ -102,9 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _whole_seconds(text: str) -> int:
-    seconds = int(text) if text.isascii() and text.isdigit() else 0
-    if seconds < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds, at least 1")
+    seconds = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not 1 <= seconds <= MAX_TIMEOUT_S:
+        what = f"{text!r} is not a whole number of seconds from 1 to {MAX_TIMEOUT_S}"
+        raise argparse.ArgumentTypeError(what)
     return seconds
 
 

@@ -37,6 +37,7 @@ class Caretaker:
         self.builds = 0
         self.turnovers = 0
         self.trouble: Exception | None = None
+        self.data_trouble: Exception | None = None
 
     async def build(self) -> None:
         self.builds += 1
@@ -49,6 +50,8 @@ class Caretaker:
             raise self.trouble
 
     def data_file(self, lease: Lease) -> bytes:
+        if self.data_trouble:
+            raise self.data_trouble
         return json.dumps({"testenv": {"lease": {"id": lease.id}}}).encode()
 
 
@@ -236,6 +239,20 @@ async def test_a_defect_in_a_driver_is_told_as_the_reason(broker: RunningBroker)
     async with living_slot(broker, caretaker) as slot:
         await reaches(slot, EnvState.BROKEN)
         assert slot.report().reason == "internal error: KeyError('tag')"
+
+
+async def test_a_defect_while_a_lease_runs_keeps_the_environment_until_its_timeout(
+    broker: RunningBroker,
+) -> None:
+    caretaker = Caretaker()
+    caretaker.data_trouble = KeyError("seed")
+    async with living_slot(broker, caretaker) as slot, client(broker) as holder:
+        lock = await holder.request(b'{"callback_name": "callback_1", "timeout": "1"}')
+        await reaches(slot, EnvState.LEASED)
+        async with asyncio.timeout(SOON_S):
+            assert (await lock.result()).outcome is Outcome.FAIL
+        await reaches(slot, EnvState.READY)
+        assert caretaker.turnovers == 1
 
 
 async def test_a_failed_turnover_is_never_offered(broker: RunningBroker) -> None:

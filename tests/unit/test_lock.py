@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from schemas.errors import OfferRefused
 from schemas.lock import BadLockRequest, LockRequest, loss_notice, lost_lease, parse_offer
 
+PRINTABLE = st.characters(exclude_categories=["C", "Z"])
 TOCI = b'{"callback_name": "callback_42", "timeout": "10800"}'
 
 
@@ -33,9 +34,9 @@ def test_our_request_has_toci_s_keys_as_strings() -> None:
 
 
 @given(
-    st.text(min_size=1).filter(lambda text: "\0" not in text),
+    st.text(PRINTABLE, min_size=1, max_size=100),
     st.none() | st.integers(1, 10**6),
-    st.text(min_size=1),
+    st.text(PRINTABLE, min_size=1, max_size=200),
     st.none() | st.floats(0.1, 1000),
 )
 def test_a_request_is_read_as_it_was_written(
@@ -59,6 +60,13 @@ def test_a_request_is_read_as_it_was_written(
         b'{"callback_name": "c", "timeout": "-1"}',
         b'{"callback_name": "c", "timeout": "0"}',
         b'{"callback_name": "c", "timeout": "inf"}',
+        b'{"callback_name": "c", "timeout": "nan"}',
+        b'{"callback_name": "c", "timeout": 1e308}',
+        b'{"callback_name": "c\\n"}',
+        b'{"callback_name": "\\ud800"}',
+        b'{"callback_name": "' + b"c" * 513 + b'"}',
+        b"[" * 100_000,
+        b'{"callback_name":' * 100_000,
         b'{"callback_name": "c", "timeout": {}}',
     ],
 )
@@ -73,6 +81,19 @@ def test_no_arguments_make_the_parser_fail_in_another_way(arguments: bytes) -> N
         LockRequest.parse(arguments)
     except BadLockRequest:
         return
+
+
+def test_what_a_stranger_says_of_itself_cannot_reach_a_terminal_as_control_characters() -> None:
+    request = LockRequest.parse(b'{"callback_name": "c", "job_identifier": "a\\u001b[2Jb\\n"}')
+    assert request.holder == "a?[2Jb?"
+    long = LockRequest.parse(b'{"callback_name": "c", "job_identifier": "' + b"x" * 9999 + b'"}')
+    assert len(long.holder) == 200
+
+
+def test_an_offer_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(OfferRefused):
+        parse_offer(b'{"a":' * 100_000)
+    assert lost_lease(b'{"testenv":' * 100_000) is None
 
 
 def test_an_offer_is_any_json_object() -> None:
