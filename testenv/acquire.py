@@ -1,7 +1,7 @@
 """Ask a broker for an environment, and wait until one is offered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ from broker.links import OneLink
 from broker.worker import Assignment, Worker
 from schemas.errors import BrokerError, ConnectionLost, NoEnvironment
 from schemas.lock import LockRequest, lost_lease
+from schemas.names import host_of_function
 from testenv.errors import RequestFailed
 from testenv.talk import Talk
 
@@ -152,13 +153,18 @@ async def situation(endpoint: Endpoint, function: str) -> str:
         rows = await admin.status(endpoint, timeout=_STATUS_S)
     except BrokerError:
         return f"broker {endpoint} does not tell its status"
-    return describe_queue(function, next((row for row in rows if row.name == function), None))
+    return describe_queue(function, rows)
 
 
-def describe_queue(function: str, row: "FunctionStatus | None") -> str:
-    """A line of the broker's status, for a person who waits."""
+def describe_queue(function: str, rows: "Sequence[FunctionStatus]") -> str:
+    """What the broker's status says of `function`, for a person who waits for it."""
+    row = next((row for row in rows if row.name == function), None)
     if row is None or row.workers == 0:
-        return f"no environment is registered for {function}"
+        hosts = sum(1 for row in rows if host_of_function(row.name) and row.workers)
+        if not hosts:
+            return f"no environment is registered for {function}"
+        # All may be leased under other labels, or in turnover, or broken, or cordoned.
+        return f"no environment is ready for {function}; see testenv status"
     leased = "all leased" if row.running >= row.workers else f"{row.running} leased"
     environments = f"{row.workers} environment{'s' if row.workers != 1 else ''}"
     requests = f"{row.queued} request{'s' if row.queued != 1 else ''}"

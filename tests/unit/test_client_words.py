@@ -47,7 +47,14 @@ from testenv.workspace import datafile_name, workspace
     ],
 )
 def test_situation_is_told_in_words(row: FunctionStatus | None, words: str) -> None:
-    assert describe_queue("lockenv", row) == words
+    other = FunctionStatus("lockenv:other", 9, 9, 9)
+    assert describe_queue("lockenv", [other, row] if row else [other]) == words
+
+
+def test_hosts_without_a_ready_environment_are_told_from_no_hosts() -> None:
+    rows = [FunctionStatus("host.te1", 0, 0, 1), FunctionStatus("host.gone", 0, 0, 0)]
+    expected = "no environment is ready for lockenv; see testenv status"
+    assert describe_queue("lockenv", rows) == expected
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
