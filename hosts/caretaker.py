@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ from hosts.datafile import data_file, lease_data
 from schemas.errors import ConfigError, HostError
 from schemas.plan import Environment, HostPlan
 from schemas.status import Lease
+
+log = logging.getLogger(__name__)
 
 STEP_TIMEOUT_S = 120.0
 """How long building or turnover may take before the environment is called BROKEN."""
@@ -75,7 +78,7 @@ class BuiltEnvironment:
 class ReadyMade:
     """An environment that exists already: its data file is all that the agent knows of it.
 
-    The file is read again before every offer, so that an admin may change it between leases.
+    The file is read again before every lease, so that an admin may change it at any time.
     """
 
     def __init__(self, path: Path, env_id: str, number: str, labels: tuple[str, ...] = ()) -> None:
@@ -92,6 +95,11 @@ class ReadyMade:
         self._document = read_data_file(self._path)
 
     def data_file(self, lease: Lease) -> bytes:
+        try:
+            self._document = read_data_file(self._path)
+        except ConfigError as error:
+            # The lease is granted already: it gets what was last good, and the next one waits.
+            log.warning("%s: %s; using what was read before", self.id, error)
         ours = self._document.get("testenv")
         extension = dict(ours) if isinstance(ours, dict) else {}
         extension["lease"] = lease_data(lease).model_dump(mode="json")

@@ -25,13 +25,15 @@ from hosts.facts import machine_facts, read_facts
 from hosts.lease import LeaseTiming
 from hosts.plan import plan_host
 from hosts.slot import SlotTiming
-from hosts.tables import print_plan
+from hosts.tables import explain, print_plan
 from schemas.config import HostConfig
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from schemas.names import HOST_PATTERN, environment_id, is_label
 from schemas.plan import Facts, HostPlan
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("/etc/testenv/host.toml")
 HOST_EXTRA = ("libvirt", "lxml", "ovs")
@@ -62,7 +64,8 @@ def reported_errors() -> Iterator[None]:
         if error.name not in HOST_EXTRA:
             raise
         click.echo(
-            f"testenv-host: {error.name} is not installed; pip install 'testenv[host]'", err=True
+            f"testenv-host: {error.name} is not installed; install testenv with its host extra",
+            err=True,
         )
         sys.exit(ExitStatus.FAILED)
 
@@ -125,6 +128,7 @@ def plan(
     """
     with reported_errors():
         config = load_config(config_path)
+        _endpoints(config, config_path)
         facts = read_facts(facts_path) if facts_path else machine_facts(config.host.state_dir)
         said = {
             "memory_mib": None if memory_gib is None else memory_gib * 1024,
@@ -181,6 +185,8 @@ def run(config_path: Path, drain_timeout: float) -> None:
         from hosts.drivers.connect import connect
 
         config, host_plan = _load(config_path)
+        if not host_plan.environments:
+            log.warning("nothing to offer: %s", "; ".join(explain(host_plan.count)))
         endpoints = _endpoints(config, config_path)
         with sole_agent(config.host.state_dir):
             drivers = connect(config)
@@ -306,6 +312,7 @@ def _serve(
 
 def _load(config_path: Path) -> tuple[HostConfig, HostPlan]:
     config = load_config(config_path)
+    _endpoints(config, config_path)
     return config, plan_host(config, machine_facts(config.host.state_dir), config_path)
 
 

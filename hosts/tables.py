@@ -10,7 +10,8 @@ def print_plan(plan: HostPlan, console: Console) -> None:
     """Every environment, then how their number came about."""
     table = Table(title=f"{plan.host}: {plan.count.value} environments")
     for column in ("env", "domain", "cpus", "MiB", "disk", "MAC", "address", "bridge", "port"):
-        table.add_column(column, overflow="fold")
+        # A folded MAC cannot be read, nor copied.
+        table.add_column(column, no_wrap=True, overflow="ignore")
     for env in plan.environments:
         for domain in env.domains:
             disk = f"{domain.disk.size_gib} GiB {domain.disk.format}"

@@ -1,11 +1,19 @@
 """The host's configuration: one TOML file, parsed once, unknown keys refused."""
 
+import re
 import socket
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from schemas.names import HOST_PATTERN, LABEL_PATTERN, MAX_LABELS
 
@@ -28,6 +36,13 @@ class HostSection(_Section):
     """Unique in the fleet; the agent answers on `host.<name>`."""
     brokers: tuple[str, ...] = Field(default=("127.0.0.1:4730",), min_length=1)
     state_dir: Path = Path("/var/lib/testenv")
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError("must be an absolute path")
+        return path
 
 
 class HypervisorSection(_Section):
@@ -57,6 +72,13 @@ class PublicSection(_Section):
     """First and last address for seeds, inclusive; environment 1 has the first."""
     provider: Literal["dnsmasq", "static"] = "dnsmasq"
     """Who tells a seed its address: a dnsmasq of ours on the bridge, or somebody else."""
+
+    @field_validator("bridge")
+    @classmethod
+    def _not_private(cls, name: str) -> str:
+        if re.fullmatch(r"brbm\d+", name):
+            raise ValueError("must not be named like a private bridge, brbm<N>")
+        return name
 
     @model_validator(mode="after")
     def _addresses_fit(self) -> Self:

@@ -217,7 +217,7 @@ class AgentRunning(HostError):
         who = f"process {pid}" if pid else "another process"
         super().__init__(
             f"an agent already runs on {state_dir} ({who})",
-            remedy="stop it first, or use another state directory",
+            remedy="stop it first (to serve another environment, give it its own -n)",
         )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from broker.endpoint import parse_endpoints
 from broker.options import brokers_option
 from schemas.errors import TestenvError
+from schemas.names import LOCK_FUNCTION
 from schemas.status import EnvironmentReport
 from testenv.fleet import Fleet, look
 
@@ -59,6 +60,9 @@ def _print(fleet: Fleet) -> None:
     else:
         console.print("no host is registered")
     for queue in fleet.queues:
+        # geard never forgets a function, and an environment with six labels has 64 of them.
+        if queue.function != LOCK_FUNCTION and not (queue.waiting or queue.leased or queue.offered):
+            continue
         console.print(
             f"{queue.function} on {queue.broker}:"
             f" {queue.waiting} waiting, {queue.leased} leased, {queue.offered} offered",
@@ -68,25 +72,26 @@ def _print(fleet: Fleet) -> None:
 
 def _environments(fleet: Fleet) -> Table:
     table = Table()
-    for column in ("host", "environment", "state", "for", "holder", "note"):
+    for column in ("host", "environment", "state", "for", "labels", "holder", "note"):
         table.add_column(column, overflow="fold")
     for host in fleet.hosts:
         if host.report is None:
-            table.add_row(host.host, "", "unknown", "", "", host.problem)
+            table.add_row(host.host, "", "unknown", "", "", "", host.problem)
             continue
         notes = "draining" if host.report.draining else ""
         if not host.report.environments:
-            table.add_row(host.host, "none", "", "", "", notes)
+            table.add_row(host.host, "none", "", "", "", "", notes)
         for index, env in enumerate(host.report.environments):
             name = host.host if index == 0 else ""
             note = ", ".join(part for part in (_note(env), notes) if part)
             holder = env.lease.holder if env.lease else ""
-            table.add_row(name, env.id, env.state, duration(env.since_s), holder, note)
+            labels = " ".join(env.labels)
+            table.add_row(name, env.id, env.state, duration(env.since_s), labels, holder, note)
     return table
 
 
 def _note(env: EnvironmentReport) -> str:
-    parts = ("cordoned" if env.cordoned else "", env.reason, " ".join(env.labels))
+    parts = ("cordoned" if env.cordoned else "", env.reason)
     return ", ".join(part for part in parts if part)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -151,10 +152,21 @@ def _datafile(option: str | None) -> Path | None:
 
 
 def _output(name: str, option: str | None) -> Path | None:
-    """A file to write; refused now rather than at the end, if that is impossible."""
+    """A regular file to write; refused now rather than at the end, if that is impossible.
+
+    It is replaced as a whole, which must never happen to a device, a FIFO, or a link to one.
+    """
     if option is None:
         return None
-    path = Path(option)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    path = Path(os.path.realpath(option))
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as exc:
+        raise ConfigError(name, f"cannot write {option!r}: {exc.strerror}") from exc
+    if not stat.S_ISREG(mode):
+        raise ConfigError(name, f"{option!r} exists and is not a regular file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(name, f"cannot write {option!r}", remedy="does its directory exist?")
     return path

@@ -54,6 +54,5 @@ def qemu_user(connection: LibvirtConnection) -> Credentials:
 
 
 def _address_server(config: HostConfig) -> AddressServer:
-    if config.public.provider == "static":
-        return StaticAddresses()
-    return Dnsmasq(config.public.bridge, config.public.address, config.host.state_dir)
+    dnsmasq = Dnsmasq(config.public.bridge, config.public.address, config.host.state_dir)
+    return StaticAddresses(dnsmasq) if config.public.provider == "static" else dnsmasq

@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
-from hosts.drivers.base import Reservation
+from hosts.drivers.base import AddressServer, Reservation
 from hosts.drivers.command import CommandFailed, run
 from schemas.errors import AddressServerError
 
@@ -146,18 +146,24 @@ class Dnsmasq:
 
 
 class StaticAddresses:
-    """Reservations that somebody else serves: they are only recorded."""
+    """Reservations that somebody else serves: they are only recorded.
 
-    def __init__(self) -> None:
+    `former` is our own server, which may run still from before the configuration changed; it goes.
+    """
+
+    def __init__(self, former: AddressServer) -> None:
+        self._former = former
         self._reservations: tuple[Reservation, ...] = ()
 
     def ensure_reservations(self, reservations: Iterable[Reservation]) -> None:
+        self._former.remove()
         self._reservations = tuple(reservations)
 
     def reservations(self) -> tuple[Reservation, ...]:
         return self._reservations
 
     def remove(self) -> None:
+        self._former.remove()
         self._reservations = ()
 
 

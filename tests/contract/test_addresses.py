@@ -14,6 +14,7 @@ import pytest
 
 from hosts.drivers.base import Reservation
 from hosts.drivers.dnsmasq import STOP_TIMEOUT_S, Dnsmasq, StaticAddresses
+from hosts.drivers.fake import FakeAddresses, FakeMachine
 from schemas.errors import AddressServerError
 from tests.contract import dhcp
 from tests.contract.rigs import ADDRESS, BRIDGE, HOST, RealRig, Rig, tool
@@ -45,10 +46,13 @@ def test_an_agent_started_again_finds_its_server_at_work(rig: Rig) -> None:
     assert rig.drivers_of(HOST).addresses.reservations() == (ONE,)
 
 
-def test_static_addresses_are_only_recorded() -> None:
-    addresses = StaticAddresses()
+def test_static_addresses_are_only_recorded_and_our_own_server_goes() -> None:
+    former = FakeAddresses(FakeMachine())
+    former.ensure_reservations([ONE])
+    addresses = StaticAddresses(former)
     addresses.ensure_reservations(iter([ONE, TWO]))
     assert addresses.reservations() == (ONE, TWO)
+    assert former.reservations() == ()
     addresses.remove()
     assert addresses.reservations() == ()
 

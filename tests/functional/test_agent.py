@@ -105,17 +105,13 @@ def test_a_changed_data_file_is_what_the_next_job_gets(
 ) -> None:
     with serving(broker, tmp_path):
         (tmp_path / "env.json").write_text('{"seed-ip": "203.0.113.77"}')
-        first, second = (
-            subprocess.run(
-                client(broker, "sh", "-c", "cat $TE_DATAFILE"),
-                capture_output=True,
-                timeout=SOON_S,
-                check=True,
-            )
-            for _ in range(2)
+        ran = subprocess.run(
+            client(broker, "sh", "-c", "cat $TE_DATAFILE"),
+            capture_output=True,
+            timeout=SOON_S,
+            check=True,
         )
-    assert json.loads(first.stdout)["seed-ip"] == "203.0.113.10"
-    assert json.loads(second.stdout)["seed-ip"] == "203.0.113.77"
+    assert json.loads(ran.stdout)["seed-ip"] == "203.0.113.77"
 
 
 def test_a_data_file_that_went_bad_is_broken_with_the_reason(

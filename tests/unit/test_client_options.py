@@ -1,5 +1,6 @@
 """The client's command line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_files_are_checked_before_anything_is_locked(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=1))
 def test_whatever_follows_the_dashes_is_the_command(command: list[str]) -> None:
     assert parse_options(["-t", "5", "--", *command], {}).command == tuple(command)
+
+
+@pytest.mark.parametrize("option", ["--report", "--datafile"])
+def test_only_a_regular_file_is_ever_replaced(tmp_path: Path, option: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    link = tmp_path / "link.json"
+    link.symlink_to(fifo)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        parse_options([option, str(link), "--", "true"], {})
+    link.unlink()
+    (tmp_path / "old.json").touch()
+    link.symlink_to(tmp_path / "old.json")
+    options = parse_options([option, str(link), "--", "true"], {})
+    assert (tmp_path / "old.json").resolve() in (options.report, options.datafile)

@@ -84,6 +84,14 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
             "environments.seed: give image or kernel, not both",
         ),
         (
+            '[host]\nstate_dir = "here"',
+            "host.state_dir: must be an absolute path (given: 'here')",
+        ),
+        (
+            '[public]\nbridge = "brbm1"',
+            "public.bridge: must not be named like a private bridge, brbm<N> (given: 'brbm1')",
+        ),
+        (
             '[environments.seed]\nimage = "seed.qcow2"',
             "environments.seed: seed.qcow2 must be an absolute path: qemu opens it, not the agent",
         ),
