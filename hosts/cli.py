@@ -30,7 +30,7 @@ from schemas.config import HostConfig
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
-from schemas.names import HOST_PATTERN, environment_id, is_label
+from schemas.names import HOST_PATTERN, MAX_LABELS, environment_id, is_label
 from schemas.plan import Facts, HostPlan
 
 log = logging.getLogger(__name__)
@@ -288,6 +288,8 @@ def serve(
         for label in labels:
             if not is_label(label):
                 raise ConfigError("--label", f"{label!r} is not a label")
+        if len(set(labels)) > MAX_LABELS:
+            raise ConfigError("--label", f"an environment has at most {MAX_LABELS} labels")
         name = _agent_name(number)
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         with sole_agent((state_dir or home / "testenv") / name):
@@ -322,7 +324,7 @@ def _endpoints(config: HostConfig, source: Path) -> tuple[Endpoint, ...]:
 
 def _agent_name(number: str) -> str:
     name = f"{socket.gethostname()}-{number}"
-    if not re.match(HOST_PATTERN, name):
+    if not re.fullmatch(HOST_PATTERN, name):
         raise ConfigError("--tenum", f"{number!r} does not make a name: letters, digits, . _ -")
     return name
 

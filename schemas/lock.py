@@ -9,6 +9,7 @@ import json
 from typing import Any, NamedTuple
 
 from schemas.errors import OfferRefused
+from schemas.names import host_of_function, is_lock_function
 
 DEFAULT_TIMEOUT_S = 10800
 """How long a lease lasts where neither side says otherwise; toci's default, three hours."""
@@ -76,7 +77,7 @@ class LockRequest(NamedTuple):
         return cls(
             callback=callback,
             timeout_s=_seconds(document, "timeout"),
-            holder=_for_people(ours.get("holder") or document.get("job_identifier") or callback),
+            holder=_for_people(ours.get("holder"), document.get("job_identifier"), callback),
             stops_within_s=_seconds(ours, "stops_within_s"),
         )
 
@@ -90,14 +91,16 @@ def _load(data: bytes) -> Any:
 
 
 def _can_be_called(callback: str) -> bool:
-    """Whether `callback` may be a function's name: printable, and not too long for gearmand."""
-    return callback.isprintable() and 0 < len(callback.encode()) <= _MAX_FUNCTION
+    """Whether `callback` may be a client's function: a name that brokers take, and no agent's."""
+    if not callback.isprintable() or not 0 < len(callback.encode()) <= _MAX_FUNCTION:
+        return False
+    return not is_lock_function(callback) and host_of_function(callback) is None
 
 
-def _for_people(holder: object) -> str:
-    """What a stranger says of itself, fit for a terminal."""
-    shown = (c if c.isprintable() else "?" for c in str(holder)[:_MAX_HOLDER])
-    return "".join(shown)
+def _for_people(*names: object) -> str:
+    """The first of what a stranger calls itself, fit for a terminal."""
+    name = next((name for name in names if isinstance(name, str) and name), "")
+    return "".join(c if c.isprintable() else "?" for c in name[:_MAX_HOLDER])
 
 
 def _seconds(document: dict[str, Any], key: str) -> float | None:
@@ -106,7 +109,7 @@ def _seconds(document: dict[str, Any], key: str) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise BadLockRequest(f"{key} is not a number of seconds: {value!r}") from exc
     if not 0 < seconds <= MAX_TIMEOUT_S:
         raise BadLockRequest(f"{key} is not between 0 and {MAX_TIMEOUT_S} seconds: {value!r}")

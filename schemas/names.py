@@ -42,7 +42,7 @@ def is_lock_function(function: str) -> bool:
 
 def is_label(text: str) -> bool:
     """Whether `text` may name a label (lower case, digits, `.`, `_`, `-`, 32 characters)."""
-    return _LABEL.match(text) is not None
+    return _LABEL.fullmatch(text) is not None
 
 
 def lock_function(labels: Iterable[str]) -> str:

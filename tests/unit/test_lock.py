@@ -61,6 +61,10 @@ def test_a_request_is_read_as_it_was_written(
         b'{"callback_name": "c", "timeout": "0"}',
         b'{"callback_name": "c", "timeout": "inf"}',
         b'{"callback_name": "c", "timeout": "nan"}',
+        b'{"callback_name": "c", "timeout": 1' + b"0" * 400 + b"}",
+        b'{"callback_name": "lockenv"}',
+        b'{"callback_name": "lockenv:a"}',
+        b'{"callback_name": "host.te1"}',
         b'{"callback_name": "c", "timeout": 1e308}',
         b'{"callback_name": "c\\n"}',
         b'{"callback_name": "\\ud800"}',
@@ -86,6 +90,8 @@ def test_no_arguments_make_the_parser_fail_in_another_way(arguments: bytes) -> N
 def test_what_a_stranger_says_of_itself_cannot_reach_a_terminal_as_control_characters() -> None:
     request = LockRequest.parse(b'{"callback_name": "c", "job_identifier": "a\\u001b[2Jb\\n"}')
     assert request.holder == "a?[2Jb?"
+    nested = b'{"callback_name": "c", "job_identifier": ' + b"[" * 900 + b"]" * 900 + b"}"
+    assert LockRequest.parse(nested).holder == "c"
     long = LockRequest.parse(b'{"callback_name": "c", "job_identifier": "' + b"x" * 9999 + b'"}')
     assert len(long.holder) == 200
 

@@ -33,7 +33,7 @@ def test_a_request_without_labels_is_toci_s() -> None:
 
 def test_labels_cannot_hold_the_separators() -> None:
     assert is_label("kvm-2.0")
-    assert not any(is_label(text) for text in ("a+b", "a:b", "", "Big", "a b", "x" * 33))
+    assert not any(is_label(text) for text in ("a+b", "a:b", "", "Big", "a b", "a\n", "x" * 33))
 
 
 def test_lock_functions_are_told_from_others() -> None:
