@@ -146,7 +146,7 @@ def sole_agent(state_dir: Path) -> Iterator[None]:
     path = state_dir / "agent.lock"
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+")
+        handle = path.open("a+", errors="replace")
     except OSError as exc:
         raise HostError(
             f"{path} cannot be opened: {exc.strerror}",
@@ -157,8 +157,9 @@ def sole_agent(state_dir: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             handle.seek(0)
-            pid = handle.read().strip()
-            raise AgentRunning(state_dir, int(pid) if pid.isdigit() else 0) from exc
+            pid = handle.read(20).strip()
+            known = pid.isascii() and pid.isdigit()
+            raise AgentRunning(state_dir, int(pid) if known else 0) from exc
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()

@@ -90,11 +90,12 @@ class GuardProcess:
 
     def _receive(self) -> bytes:
         try:
-            packet, links, *_ = socket.recv_fds(
-                self._client, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, links, *_ = socket.recv_fds(self._client, PACKET_BYTES, 1)
         except ConnectionError:
             return b""
+        for link in links:
+            # recv_fds ignores MSG_CMSG_CLOEXEC (Python 3.11 to 3.13): the command would inherit it.
+            os.set_inheritable(link, False)
         self._links += links
         return packet
 

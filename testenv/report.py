@@ -82,7 +82,10 @@ class Report:
     def write(self, path: Path) -> None:
         """Write all or nothing. Raises OSError."""
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        draft.unlink(missing_ok=True)
+        # "x": somebody's link of that name is not followed.
+        with draft.open("x") as file:
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
         draft.replace(path)
 
 

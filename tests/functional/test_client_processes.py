@@ -120,6 +120,18 @@ async def test_agent_hears_of_a_killed_client_only_when_its_command_is_dead(
         assert not alive
 
 
+async def test_command_does_not_inherit_the_broker_connection(broker: RunningBroker) -> None:
+    """With it the command could speak for the client, or keep the connection open."""
+    script = "ls -l /proc/self/fd | grep -c socket:"
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell(script), broker=broker.endpoint) as job,
+    ):
+        await (await agent.grant()).returned()
+        await job.exits()
+        assert job.out == "0\n"
+
+
 async def test_stubborn_leftovers_are_killed_after_kill_after(broker: RunningBroker) -> None:
     stubborn = "trap '' TERM; echo stubborn \\$\\$; while :; do sleep 0.1; done"
     script = f'setsid sh -c "{stubborn}" & sleep 0.2; exit 3'
