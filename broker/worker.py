@@ -10,7 +10,7 @@ from gear import constants
 
 from broker.link import GrabbedJob, Link
 from broker.links import Links, LinkSource
-from broker.wire import from_wire
+from broker.wire import from_wire, request
 from schemas.errors import BrokerError, TestenvError
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ class Assignment:
     def is_over(self) -> bool:
         """Whether nothing more can be sent: we ended it, or the link is lost."""
         return self._ended or self.link.is_lost
+
+    @property
+    def completion(self) -> bytes:
+        """The bytes that end it well, for another process to write on the link's descriptor."""
+        return request(constants.WORK_COMPLETE, self._handle, b"")
 
     def complete(self, data: bytes = b"") -> bool:
         """End it well, with a result."""

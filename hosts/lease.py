@@ -27,12 +27,22 @@ class End(StrEnum):
     """How a lease ended."""
 
     COMPLETED = "completed"
-    FAILED = "the client gave it back or died"
+    DECLINED = "the client did not want it"
+    FAILED = "the client gave it back, died, or was cut off"
     CLIENT_GONE = "the client is gone"
     UNTAKEN = "no client took it"
     """As far as the broker knows: one that took it and died at once looks the same (gearmand)."""
     TIMED_OUT = "timed out"
     LINK_LOST = "the broker connection was lost"
+
+
+_ENDS = {
+    Outcome.COMPLETE: End.COMPLETED,
+    Outcome.EXCEPTION: End.DECLINED,
+    Outcome.FAIL: End.FAILED,
+}
+_UNCERTAIN = frozenset({End.FAILED, End.CLIENT_GONE, End.UNTAKEN})
+"""Ends at which a command may still be running, as far as the broker knows."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,19 @@ async def serve_lease(
     """Offer the environment to the client behind `assignment`; return when its lease is over.
 
     `links`: where `assignment` came from, to reach its broker again after a lost connection.
-    Returns at the latest `lease.timeout_s + timing.margin_s` after it was called. A client that
-    outlives its lease gets its `lockenv` job completed, which tells it to stop.
+    Returns at the latest a margin (`timing.margin_s`, or what the client promises to need if that
+    is more) after `lease.timeout_s`. A client that outlives its lease gets its `lockenv` job
+    completed, which tells it to stop.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + lease.timeout_s + timing.margin_s
+    margin_s = max(timing.margin_s, request.stops_within_s or 0)
+    deadline = loop.time() + lease.timeout_s + margin_s
     try:
         job = await submit(assignment.link, request.callback, data, unique=lease.id)
         end = await _until_end(job, deadline, timing)
     except RequestRefused as refused:
         log.warning("%s: no client could be called: %s", lease.environment, refused)
-        end = End.UNTAKEN
+        end = End.DECLINED
     except ConnectionLost as lost:
         log.warning("%s: %s; lease %s is kept until its command is certainly over",
                     lease.environment, lost, lease.id)  # fmt: skip
@@ -75,12 +87,23 @@ async def serve_lease(
             async with asyncio.timeout_at(deadline):
                 await _outlast_client(lease, request, links, assignment.link.endpoint, timing)
         return End.LINK_LOST
+    except asyncio.CancelledError:
+        # The agent goes down: tells the client now, also over gearmand, which would not.
+        assignment.complete()
+        raise
     assignment.complete()
     if end in (End.UNTAKEN, End.CLIENT_GONE):
         # The callback may still be queued, and a client that appears late would take it for an
         # offer. No packet withdraws a job; closing its submitter's connection does, on both
         # brokers.
         await assignment.link.aclose()
+    if end in _UNCERTAIN and request.stops_within_s is not None:
+        # Our client, or its guard, says so when its command is dead. This one was cut off, and
+        # stops when it notices.
+        wait_s = min(request.stops_within_s + timing.margin_s, deadline - loop.time())
+        log.warning("%s: lease %s: %s; kept for %.0f s, until its command is certainly over",
+                    lease.environment, lease.id, end, wait_s)  # fmt: skip
+        await asyncio.sleep(max(0.0, wait_s))
     return end
 
 
@@ -95,8 +118,7 @@ async def _until_end(job: SubmittedJob, deadline: float, timing: LeaseTiming) ->
             pause = max(0.0, min(next_poll, deadline) - loop.time())
             await asyncio.wait([result], timeout=pause)
             if result.done():
-                outcome = result.result().outcome
-                return End.COMPLETED if outcome is Outcome.COMPLETE else End.FAILED
+                return _ENDS[result.result().outcome]
             if loop.time() >= deadline:
                 return End.TIMED_OUT
             running = (await job.status(timeout=timing.untaken_s)).running
@@ -113,7 +135,7 @@ async def _until_end(job: SubmittedJob, deadline: float, timing: LeaseTiming) ->
 async def _last_word(result: "asyncio.Future[JobResult]") -> End:
     """A result that arrived together with the answer "not running" counts."""
     await asyncio.wait([result], timeout=0)
-    return End.CLIENT_GONE if not result.done() else End.FAILED
+    return _ENDS[result.result().outcome] if result.done() else End.CLIENT_GONE
 
 
 async def _outlast_client(

@@ -17,6 +17,9 @@ DEFAULT_TIMEOUT_S = 10800
 MAX_TIMEOUT_S = 31 * 24 * 3600
 """No lease is longer, whatever its client wishes: every lease ends."""
 
+MAX_KILL_AFTER_S = 3600.0
+"""An agent waits for a client that needs longer to stop, but not for ever."""
+
 MARGIN_S = 30.0
 """The agent frees an environment this much after the client should have stopped its command."""
 
@@ -76,9 +79,9 @@ class LockRequest(NamedTuple):
         ours = ours if isinstance(ours, dict) else {}
         return cls(
             callback=callback,
-            timeout_s=_seconds(document, "timeout"),
+            timeout_s=_seconds(document, "timeout", MAX_TIMEOUT_S),
             holder=_for_people(ours.get("holder"), document.get("job_identifier"), callback),
-            stops_within_s=_seconds(ours, "stops_within_s"),
+            stops_within_s=_seconds(ours, "stops_within_s", MAX_KILL_AFTER_S + 100),
         )
 
 
@@ -103,7 +106,7 @@ def _for_people(*names: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:_MAX_HOLDER])
 
 
-def _seconds(document: dict[str, Any], key: str) -> float | None:
+def _seconds(document: dict[str, Any], key: str, most: float) -> float | None:
     value = document.get(key)
     if value is None or value == "":
         return None
@@ -111,8 +114,8 @@ def _seconds(document: dict[str, Any], key: str) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError) as exc:
         raise BadLockRequest(f"{key} is not a number of seconds: {value!r}") from exc
-    if not 0 < seconds <= MAX_TIMEOUT_S:
-        raise BadLockRequest(f"{key} is not between 0 and {MAX_TIMEOUT_S} seconds: {value!r}")
+    if not 0 < seconds <= most:
+        raise BadLockRequest(f"{key} is not between 0 and {most} seconds: {value!r}")
     return seconds
 
 

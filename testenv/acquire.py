@@ -60,7 +60,7 @@ class Lock:
                     if lease == self.lease:
                         self._lose("the environment's host has lost it, and says so")
                 elif self.offer.done():
-                    call.fail()
+                    _decline(call)
                 else:
                     self.offer.set_result(call)
 
@@ -91,13 +91,18 @@ class Lock:
     async def withdraw(self) -> None:
         """Decline whatever has been offered and was not completed; the last to be called."""
         if self.offer.done():
-            self.offer.result().fail()
+            _decline(self.offer.result())
         over = asyncio.Event()
         over.set()
         with suppress(ConnectionLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
                 while late := await self._worker.take(over):
-                    late.fail()
+                    _decline(late)
+
+
+def _decline(offer: Assignment) -> None:
+    """Give back what nobody has touched. WORK_FAIL is what a lost client looks like."""
+    offer.exception(b"declined")
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from schemas.errors import CommandError, CommandNotExecutable, CommandNotFound
 from testenv.errors import GuardLost
-from testenv.guard import PACKET_BYTES, Event, Guard, Happening
+from testenv.guard import PACKET_BYTES, Event, Guard, Happening, LastWill
 
 T = TypeVar("T")
 
@@ -45,14 +45,13 @@ class Command:
         guard.socket.setblocking(False)
         self._loop.add_reader(guard.socket, self._hear)
 
-    async def start(self, environment: Mapping[str, str], workspace: str, link: int) -> None:
-        """Run it with `environment` added; the guard removes `workspace` if we are killed, and
-        keeps `link`, the broker connection, open until the command is dead.
+    async def start(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
+        """Run it with `environment` added; the guard removes `workspace` if we are killed.
 
         Raises CommandNotFound, CommandNotExecutable, GuardLost.
         """
         self._started_at = self._loop.time()
-        self._guard.run(environment, workspace, link)
+        self._guard.run(environment, workspace, will)
         self.may_have_run = True
         # Imported while the guard starts the command: ctypes takes its time.
         from testenv.reaper import become_subreaper

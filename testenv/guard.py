@@ -64,6 +64,20 @@ class Event(NamedTuple):
         return cls(Happening(what), value)
 
 
+class LastWill(NamedTuple):
+    """What the guard needs to keep the lease's promises when its client cannot.
+
+    `link`: the descriptor of the broker connection. The guard keeps a copy, so that the broker
+    hears of a killed client only when nothing of the command is left. `farewell`: what it writes
+    there then, for the agent to know that for certain. `time_s`: the command is stopped after this
+    long, also under a client that is stopped (SIGSTOP) itself.
+    """
+
+    link: int
+    farewell: bytes
+    time_s: float
+
+
 class Guard:
     """A guard process that waits for its orders; use it as a context, for it must be waited for.
 
@@ -119,15 +133,11 @@ class Guard:
         if not self._is_over:
             os.kill(self.pid, signal.SIGKILL)
 
-    def run(self, environment: Mapping[str, str], workspace: str, link: int) -> None:
-        """Start the command with `environment` added; `workspace` goes if the client is killed.
-
-        The guard keeps a copy of `link`, the broker connection's descriptor. So when the client
-        is killed, the broker hears of it only when nothing of the command is left.
-        """
+    def run(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
+        """Start the command with `environment` added; `workspace` goes if the client is killed."""
+        order = ("run", dict(environment), workspace, will.farewell.hex(), will.time_s)
         with suppress(ConnectionError):
-            order = json.dumps(("run", dict(environment), workspace)).encode()
-            socket.send_fds(self.socket, [order], [link])
+            socket.send_fds(self.socket, [json.dumps(order).encode()], [will.link])
 
     def signal(self, number: int) -> None:
         """Pass a signal on to the command's process group."""

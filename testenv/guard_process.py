@@ -28,6 +28,7 @@ from testenv.terminal import Terminal
 _JOB_CONTROL = (signal.SIGTTIN, signal.SIGTTOU)
 _STOPPED = (os.CLD_STOPPED, os.CLD_TRAPPED)
 
+_FAREWELL_S = 1.0
 _ADOPTION_S = 0.05
 """Adopting an orphan raises no signal: how often leftovers are looked for."""
 
@@ -58,6 +59,9 @@ class GuardProcess:
         self._workspace = ""
         self._links: list[int] = []
         """The client's connection to its broker, which must not end before the command has."""
+        self._farewell = b""
+        self._stop_at = float("inf")
+        """When the lease is over, whatever the client does."""
         self._done = False
 
     def serve(self) -> None:
@@ -77,6 +81,8 @@ class GuardProcess:
                     self._abandoned()
                     return
             self._reap()
+            if time.monotonic() >= self._stop_at:
+                self._begin_end()
             self._end_leftovers()
         # Whoever closes a socket with orders unread resets it, and what was told last is lost.
         while self._receive():
@@ -84,7 +90,9 @@ class GuardProcess:
 
     def _patience_ms(self) -> float | None:
         if self._kill_at is None:
-            return None
+            if self._stop_at == float("inf"):
+                return None
+            return max(0.0, self._stop_at - time.monotonic()) * 1000
         left = max(0.0, self._kill_at - time.monotonic())
         return (left if self._group else min(left, _ADOPTION_S)) * 1000
 
@@ -119,8 +127,12 @@ class GuardProcess:
                 self._begin_end()
         return True
 
-    def _run(self, environment: Mapping[str, str], workspace: str) -> None:
+    def _run(
+        self, environment: Mapping[str, str], workspace: str, farewell: str, time_s: float
+    ) -> None:
         self._workspace = workspace
+        self._farewell = bytes.fromhex(farewell)
+        self._stop_at = time.monotonic() + time_s
         terminal = self._terminal if self._terminal and self._terminal.is_stdin else None
         if terminal:
             terminal.lend()
@@ -225,11 +237,27 @@ class GuardProcess:
 
     def _abandoned(self) -> None:
         """The client is dead: end everything now, and remove the data file's secrets."""
-        self._kill()
+        if not self._kill():
+            self._bid_farewell()
         if self._workspace:
             import shutil  # rarely needed, and not on the way to the command
 
             shutil.rmtree(self._workspace, ignore_errors=True)
+
+    def _bid_farewell(self) -> None:
+        """Give the environment back in the client's place: its command is certainly dead.
+
+        A connection that ends without this may have been cut, and its client may live.
+        """
+        for link in self._links:
+            with socket.socket(fileno=link) as broker, suppress(OSError):
+                broker.settimeout(_FAREWELL_S)
+                broker.sendall(self._farewell)
+                broker.shutdown(socket.SHUT_WR)
+                # Whoever closes a socket with bytes unread resets it, and the farewell is lost.
+                while broker.recv(PACKET_BYTES):
+                    pass
+        self._links.clear()
 
 
 def guard_main(

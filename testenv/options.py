@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
 from schemas.errors import ConfigError
-from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_TIMEOUT_S
+from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_KILL_AFTER_S, MAX_TIMEOUT_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
 from testenv.workspace import DATAFILE_SUFFIX
 
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
            help="give up without an environment after this long (default: never)")  # fmt: skip
     option("--connect-timeout", metavar="SECONDS", type=_seconds, default=30.0,
            help="give up without a broker after this long (default: 30)")  # fmt: skip
-    option("--kill-after", metavar="SECONDS", type=_seconds, default=KILL_AFTER_S,
+    option("--kill-after", metavar="SECONDS", type=_kill_after, default=KILL_AFTER_S,
            help="from SIGTERM to SIGKILL, when the command is to end (default: 10)")  # fmt: skip
     option("--label", metavar="L", action="append", default=[],
            help="an environment that has label L (repeatable)")  # fmt: skip
@@ -117,6 +117,13 @@ def _seconds(text: str) -> float:
         seconds = 0
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def _kill_after(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds > MAX_KILL_AFTER_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_KILL_AFTER_S:g} seconds")
     return seconds
 
 

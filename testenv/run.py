@@ -14,7 +14,7 @@ from schemas.names import callback_function
 from testenv.acquire import Lock, any_of, describe_end, lock_requested, running, wait_for_offer
 from testenv.command import GUARD_SLACK_S, Command
 from testenv.errors import GuardLost
-from testenv.guard import Guard
+from testenv.guard import Guard, LastWill
 from testenv.options import Options
 from testenv.report import Report
 from testenv.signals import Signals
@@ -25,6 +25,9 @@ _SILENCE_S = 1.0
 
 _GOODBYE_S = 3.0
 """How long the agent gets to confirm the end of a lease."""
+
+_GUARD_LATER_S = 1.0
+"""How much later than the client its guard minds the timeout: the client says why."""
 
 _STOP_SLACK_S = 1.0
 """What noticing, and sending signals, takes on a busy machine."""
@@ -110,7 +113,9 @@ class _Run:
         command = self._command
         name = self._report.lease or self._options.jobnum
         with workspace(name, offer.arguments, self._options.datafile) as files:
-            await command.start(files.environment, str(files.directory), lock.link.fileno())
+            left = deadline - self._clock() + _GUARD_LATER_S
+            will = LastWill(lock.link.fileno(), offer.completion, left)
+            await command.start(files.environment, str(files.directory), will)
             try:
                 failure = await self._until_over(lock, deadline)
                 if failure:

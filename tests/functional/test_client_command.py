@@ -58,7 +58,7 @@ async def test_command_that_cannot_start_gives_the_environment_back_untouched(
     ):
         result = await (await agent.grant()).returned()
         assert await job.exits() == status, job.err
-    assert result.outcome is Outcome.FAIL
+    assert result.outcome is Outcome.EXCEPTION
     assert f"testenv-client: {command}: " in job.err
     assert why in job.err
 

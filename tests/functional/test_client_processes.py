@@ -120,6 +120,36 @@ async def test_agent_hears_of_a_killed_client_only_when_its_command_is_dead(
         assert not alive
 
 
+async def test_guard_gives_the_environment_back_for_a_killed_client(
+    broker: RunningBroker,
+) -> None:
+    """A bare end of the connection could be a cut, with the command still alive."""
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell("echo up; sleep 60"), broker=broker.endpoint) as job,
+    ):
+        grant = await agent.grant()
+        await job.hears("up")
+        job.signal(signal.SIGKILL)
+        assert (await grant.returned()).outcome is Outcome.COMPLETE
+        assert await job.exits() == -signal.SIGKILL, job.err
+
+
+async def test_stopped_client_s_command_ends_at_the_timeout_all_the_same(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client("-t", "1", *shell("echo pid $$; sleep 60"), broker=broker.endpoint) as job,
+    ):
+        await agent.grant()
+        pid = int((await job.hears(r"pid (\d+)"))[1])
+        job.signal(signal.SIGSTOP)
+        await eventually(lambda: not is_alive(pid))
+        job.signal(signal.SIGCONT)
+        assert await job.exits() in (124, 128 + signal.SIGTERM), job.err
+
+
 async def test_command_does_not_inherit_the_broker_connection(broker: RunningBroker) -> None:
     """With it the command could speak for the client, or keep the connection open."""
     script = "ls -l /proc/self/fd | grep -c socket:"

@@ -152,7 +152,7 @@ async def test_offer_that_is_no_json_is_declined_with_its_text(broker: RunningBr
     ):
         result = await (await agent.grant(b"Couldn't retrieve env")).returned()
         assert await job.exits() == 70, job.err
-    assert result.outcome is Outcome.FAIL
+    assert result.outcome is Outcome.EXCEPTION
     assert "Couldn't retrieve env" in job.err
 
 
@@ -185,7 +185,7 @@ async def test_offer_that_comes_when_the_wait_is_over_is_declined(broker: Runnin
         async with lock_requested(link, "lockenv", request, "late") as lock:
             grant = await agent.grant()
             await lock.first_offer()
-        assert (await grant.returned()).outcome is Outcome.FAIL
+        assert (await grant.returned()).outcome is Outcome.EXCEPTION
 
 
 async def test_loss_notice_is_never_taken_for_an_offer(broker: RunningBroker) -> None:

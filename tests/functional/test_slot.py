@@ -366,6 +366,47 @@ async def test_a_client_that_is_still_connected_is_told_that_its_lease_is_lost(
             await asyncio.wait([life], timeout=SOON_S)
 
 
+async def test_our_client_cut_off_keeps_its_environment_until_its_promise_is_over(
+    broker: RunningBroker,
+) -> None:
+    """To the broker it looks dead, but its command runs until it notices."""
+    wish = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=1.0)
+    caretaker = Caretaker()
+    async with living_slot(broker, caretaker) as slot:
+        async with client(broker) as holder:
+            await holder.request(wish.dump())
+            await holder.offer()
+            holder.link.abort("cut")
+            cut = asyncio.get_running_loop().time()
+        async with asyncio.timeout(SOON_S):
+            while not caretaker.turnovers:
+                await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - cut >= 1.0
+        await reaches(slot, EnvState.READY)
+
+
+async def test_our_client_that_declines_gives_its_environment_back_at_once(
+    broker: RunningBroker,
+) -> None:
+    wish = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=3000)
+    async with living_slot(broker, Caretaker()) as slot, client(broker) as holder:
+        await holder.request(wish.dump())
+        (await holder.offer()).exception(b"declined")
+        await reaches(slot, EnvState.READY)
+
+
+async def test_a_client_that_needs_long_to_stop_gets_that_time_after_its_timeout(
+    broker: RunningBroker,
+) -> None:
+    wish = LockRequest("callback_1", timeout_s=1, holder="me", stops_within_s=2.0)
+    async with living_slot(broker, Caretaker()), client(broker) as holder:
+        lock = await holder.request(wish.dump())
+        await holder.offer()
+        began = asyncio.get_running_loop().time()
+        assert (await lock.result()).outcome is Outcome.COMPLETE
+        assert asyncio.get_running_loop().time() - began >= 2.8
+
+
 @pytest.fixture
 def second_broker(broker: RunningBroker) -> Iterator[RunningBroker]:
     with running_broker(broker.kind) as second:
