@@ -37,6 +37,10 @@ class LockClient(gear.Client):  # type: ignore[misc]  # gear has no type hints
         super().handleWorkFail(packet)
         self.over.set()
 
+    def handleWorkException(self, packet: gear.Packet) -> None:  # noqa: N802 - gear's name
+        super().handleWorkException(packet)
+        self.over.set()
+
 
 class CallbackThread(threading.Thread):
     """Waits for the environment, and runs the command in it."""

@@ -40,6 +40,10 @@ class CallbackClient(gear.Client):  # type: ignore[misc]  # gear has no type hin
         super().handleWorkFail(packet)
         self.over.set()
 
+    def handleWorkException(self, packet: gear.Packet) -> None:  # noqa: N802 - gear's name
+        super().handleWorkException(packet)
+        self.over.set()
+
     def handleStatusRes(self, packet: gear.Packet) -> None:  # noqa: N802 - gear's name
         super().handleStatusRes(packet)
         self.answered.set()
