@@ -1,6 +1,7 @@
 """The brokers' text protocol: who works, what is queued. One short connection per question."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import TypeVar
 from broker.connection import describe
 from broker.endpoint import Endpoint
 from schemas.errors import BrokerUnreachable, ConnectionLost, ProtocolError, RequestRefused
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -85,18 +88,29 @@ async def version(endpoint: Endpoint, timeout: float = TIMEOUT_S) -> str | None:
 async def _table(
     endpoint: Endpoint, command: str, parse: Callable[[str], T], timeout: float
 ) -> list[T]:
-    async with _session(endpoint, timeout) as session:
-        rows: list[T] = []
-        line = await session.ask(command)
-        while line != ".":
-            _raise_refusal(endpoint, line)
-            try:
-                rows.append(parse(line))
-            except ValueError as exc:
-                what = f"{line[:60]!r} in its answer to {command}"
-                raise ProtocolError(str(endpoint), what) from exc
-            line = await session.read_line()
-        return rows
+    rows: list[T] = []
+    unreadable = ""
+    try:
+        async with _session(endpoint, timeout) as session:
+            line = await session.ask(command)
+            while line != ".":
+                _raise_refusal(endpoint, line)
+                try:
+                    rows.append(parse(line))
+                except ValueError:
+                    # One peer's odd name (brokers take any bytes) must not hide all the others.
+                    unreadable = line[:60]
+                line = await session.read_line()
+    except (BrokerUnreachable, ConnectionLost) as exc:
+        if unreadable and not rows:
+            what = f"{unreadable!r} in its answer to {command}"
+            raise ProtocolError(str(endpoint), what) from exc
+        raise
+    if unreadable and not rows:
+        raise ProtocolError(str(endpoint), f"{unreadable!r} in its answer to {command}")
+    if unreadable:
+        log.warning("broker %s: %s has a line that is no row: %r", endpoint, command, unreadable)
+    return rows
 
 
 def _function_status(line: str) -> FunctionStatus:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,9 @@ from schemas.plan import Environment, HostPlan
 from schemas.status import Lease
 
 log = logging.getLogger(__name__)
+
+MAX_DATA_FILE = 1024 * 1024
+"""Bytes; brokers limit packets, and no data file comes near."""
 
 STEP_TIMEOUT_S = 120.0
 """How long building or turnover may take before the environment is called BROKEN."""
@@ -109,6 +113,11 @@ class ReadyMade:
 def read_data_file(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ConfigError, naming the file."""
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ConfigError(path, "is not a regular file")
+        if state.st_size > MAX_DATA_FILE:
+            raise ConfigError(path, f"is larger than {MAX_DATA_FILE} bytes")
         document = json.loads(path.read_text())
     except OSError as exc:
         raise ConfigError(path, f"cannot be read: {exc.strerror}") from exc

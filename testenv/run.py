@@ -153,7 +153,8 @@ class _Run:
 def lock_request(options: Options) -> LockRequest:
     """What is asked of the agent, and promised to it."""
     return LockRequest(
-        callback=callback_function(options.jobnum),
+        # Two clients of one job number must never be called for each other.
+        callback=callback_function(f"{options.jobnum}_{uuid4().hex[:8]}"),
         timeout_s=options.timeout_s,
         holder=f"{options.jobnum} {_user()}@{os.uname().nodename}",
         # A broken link is noticed at the latest when a ping's answer stays out.

@@ -142,3 +142,10 @@ async def test_half_an_answer_is_a_lost_connection() -> None:
     async with banner_server(b"f\t1\t0\t0\n", close=True) as endpoint:
         with pytest.raises(ConnectionLost, match="in the middle"):
             await admin.status(endpoint)
+
+
+async def test_one_peer_s_odd_name_does_not_hide_the_others() -> None:
+    answer = b"lockenv\t1\t0\t2\nevil\nline\t0\t0\t1\n.\n"
+    async with banner_server(answer) as endpoint:
+        names = [row.name for row in await admin.status(endpoint)]
+    assert "lockenv" in names

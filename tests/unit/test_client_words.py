@@ -65,7 +65,8 @@ def test_every_end_of_a_request_has_words(outcome: Outcome) -> None:
 def test_promise_covers_noticing_and_killing() -> None:
     options = parse_options(["--kill-after", "20", "-t", "60", "-n", "7", "x"], {})
     request = LockRequest.parse(lock_request(options).dump())
-    assert request.callback == "callback_7"
+    assert request.callback.startswith("callback_7_")
+    assert lock_request(options).callback != request.callback
     assert request.timeout_s == 60
     assert request.holder.startswith("7 ")
     assert "@" in request.holder
