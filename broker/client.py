@@ -7,12 +7,11 @@ from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
-from gear import Packet, constants
-
 from broker.backoff import backoff
 from broker.endpoint import Endpoint
 from broker.link import JobStatus, Link
-from broker.wire import from_wire, number
+from broker.protocol import Kind
+from broker.wire import Packet, from_wire, number
 from schemas.errors import BrokerUnreachable, ConnectionLost
 
 log = logging.getLogger(__name__)
@@ -66,10 +65,10 @@ class Progress(NamedTuple):
     denominator: int = 0
 
 
-_OUTCOMES = {
-    constants.WORK_COMPLETE: Outcome.COMPLETE,
-    constants.WORK_FAIL: Outcome.FAIL,
-    constants.WORK_EXCEPTION: Outcome.EXCEPTION,
+_OUTCOMES: dict[int, Outcome] = {
+    Kind.WORK_COMPLETE: Outcome.COMPLETE,
+    Kind.WORK_FAIL: Outcome.FAIL,
+    Kind.WORK_EXCEPTION: Outcome.EXCEPTION,
 }
 
 OnProgress = Callable[[Progress], None]
@@ -121,8 +120,8 @@ class SubmittedJob:
 
     def received(self, packet: Packet) -> None:
         """Called by the link."""
-        if outcome := _OUTCOMES.get(packet.ptype):
-            _, _, data = bytes(packet.data).partition(b"\0")
+        if outcome := _OUTCOMES.get(packet.kind):
+            _, _, data = packet.data.partition(b"\0")
             self._end.set_result(JobResult(outcome, data))
         elif self._on_progress:
             # Not called right here, so that an error in it is not the link's.
@@ -135,13 +134,13 @@ class SubmittedJob:
 
 def _progress(packet: Packet) -> Progress:
     """Lenient: geard relays whatever a worker sent, and that must not cost us our link."""
-    _, _, data = bytes(packet.data).partition(b"\0")
-    if packet.ptype == constants.WORK_STATUS:
+    _, _, data = packet.data.partition(b"\0")
+    if packet.kind == Kind.WORK_STATUS:
         numerator, _, denominator = data.partition(b"\0")
         return Progress(
             ProgressKind.STATUS, numerator=number(numerator), denominator=number(denominator)
         )
-    warning = packet.ptype == constants.WORK_WARNING
+    warning = packet.kind == Kind.WORK_WARNING
     return Progress(ProgressKind.WARNING if warning else ProgressKind.DATA, data)
 
 

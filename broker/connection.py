@@ -11,10 +11,8 @@ import socket
 from collections.abc import Callable
 from typing import Self, cast
 
-from gear import Packet
-
 from broker.endpoint import Endpoint
-from broker.wire import MalformedPacket, PacketReader
+from broker.wire import MalformedPacket, Packet, PacketReader
 from schemas.errors import ProtocolError
 
 ATTEMPT_DELAY_S = 0.25

@@ -12,11 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
-from gear import Packet, constants
-
 from broker.connection import Connection, describe
 from broker.endpoint import Endpoint
-from broker.wire import MalformedPacket, fields, from_wire, kind_name, number, request, to_wire
+from broker.protocol import Kind
+from broker.wire import (
+    MalformedPacket,
+    Packet,
+    fields,
+    from_wire,
+    kind_name,
+    number,
+    request,
+    to_wire,
+)
 from schemas.errors import BrokerError, BrokerUnreachable, ConnectionLost, RequestRefused
 
 log = logging.getLogger(__name__)
@@ -35,7 +43,7 @@ _PING_HANDLE = b"ping"
 _NOT_ABOUT_SUBMISSIONS = {"JOB_NOT_FOUND", "UNKNOWN_OPTION"}
 """gearmand's ERRORs to WORK_* and OPTION_REQ, which are not answered when all is well."""
 
-_LAST_WORDS = {constants.WORK_COMPLETE, constants.WORK_FAIL, constants.WORK_EXCEPTION}
+_LAST_WORDS = {Kind.WORK_COMPLETE, Kind.WORK_FAIL, Kind.WORK_EXCEPTION}
 
 T = TypeVar("T")
 
@@ -140,9 +148,9 @@ class Link:
             async with asyncio.timeout(timeout):
                 link._connection = await Connection.open(endpoint, link._dispatch, link._end)
                 link._send(
-                    request(constants.SET_CLIENT_ID, identity),
+                    request(Kind.SET_CLIENT_ID, identity),
                     # Without it gearmand turns a WORK_EXCEPTION for us into a bare WORK_FAIL.
-                    request(constants.OPTION_REQ, b"exceptions"),
+                    request(Kind.OPTION_REQ, b"exceptions"),
                 )
                 await link._ping().wait()
         except TimeoutError as exc:
@@ -219,7 +227,7 @@ class Link:
         too long or contains NUL.
         """
         packet = request(
-            constants.SUBMIT_JOB,
+            Kind.SUBMIT_JOB,
             _name("function", function, MAX_FUNCTION),
             _name("unique id", unique, MAX_UNIQUE),
             arguments,
@@ -235,7 +243,7 @@ class Link:
         answer: Answer[JobStatus] = self._owed("GET_STATUS", timeout)
         if not self.is_lost:
             self._statuses.setdefault(handle, deque()).append(answer)
-            self._send(request(constants.GET_STATUS, handle))
+            self._send(request(Kind.GET_STATUS, handle))
         return answer
 
     # Working (used by broker.worker, one Worker at a time)
@@ -257,12 +265,12 @@ class Link:
             if self._worker is not None:
                 raise RuntimeError(f"{self!r} already serves another Worker")
         changes = [
-            request(constants.CAN_DO, _name("function", function, MAX_FUNCTION))
+            request(Kind.CAN_DO, _name("function", function, MAX_FUNCTION))
             for function in wanted
             if function not in self._abilities
         ]
         changes += [
-            request(constants.CANT_DO, to_wire(function))
+            request(Kind.CANT_DO, to_wire(function))
             for function in self._abilities
             if function not in wanted
         ]
@@ -275,12 +283,12 @@ class Link:
         answer: Answer[GrabbedJob | None] = self._owed("a grab")
         if not self.is_lost:
             self._grabs.append(answer)
-            self._send(request(constants.GRAB_JOB_UNIQ))
+            self._send(request(Kind.GRAB_JOB_UNIQ))
         return answer
 
     def sleep(self) -> None:
         """Ask for a NOOP when there is (or already was) a job for what is registered."""
-        self._send(request(constants.PRE_SLEEP))
+        self._send(request(Kind.PRE_SLEEP))
 
     def send_work(self, kind: int, *arguments: bytes) -> bool:
         """Send a WORK_* packet; False if the link is lost."""
@@ -342,36 +350,36 @@ class Link:
             watcher.lost(self._loss_of_this())
 
     def _dispatch(self, packet: Packet) -> None:
-        match packet.ptype:
+        match packet.kind:
             case (
-                constants.WORK_STATUS
-                | constants.WORK_DATA
-                | constants.WORK_WARNING
-                | constants.WORK_COMPLETE
-                | constants.WORK_FAIL
-                | constants.WORK_EXCEPTION
+                Kind.WORK_STATUS
+                | Kind.WORK_DATA
+                | Kind.WORK_WARNING
+                | Kind.WORK_COMPLETE
+                | Kind.WORK_FAIL
+                | Kind.WORK_EXCEPTION
             ):
                 self._work(packet)
-            case constants.STATUS_RES:
+            case Kind.STATUS_RES:
                 self._status_res(packet)
-            case constants.NOOP:
+            case Kind.NOOP:
                 if self._on_noop:
                     self._on_noop()
-            case constants.NO_JOB:
+            case Kind.NO_JOB:
                 _next(self._grabs, packet).give(None)
-            case constants.JOB_ASSIGN_UNIQ:
+            case Kind.JOB_ASSIGN_UNIQ:
                 handle, function, unique, arguments = fields(packet, 4)
                 job = GrabbedJob(handle, from_wire(function), from_wire(unique), arguments)
                 _next(self._grabs, packet).give(job)
-            case constants.JOB_ASSIGN:
+            case Kind.JOB_ASSIGN:
                 handle, function, arguments = fields(packet, 3)
                 job = GrabbedJob(handle, from_wire(function), "", arguments)
                 _next(self._grabs, packet).give(job)
-            case constants.JOB_CREATED:
+            case Kind.JOB_CREATED:
                 self._job_created(packet)
-            case constants.ERROR:
+            case Kind.ERROR:
                 self._error(packet)
-            case constants.OPTION_RES:
+            case Kind.OPTION_RES:
                 return
             case other:
                 log.debug("broker %s sent %s", self.endpoint, kind_name(other))
@@ -392,8 +400,8 @@ class Link:
             log.info("broker %s: %s %s", self.endpoint, code, text)
 
     def _work(self, packet: Packet) -> None:
-        handle, _, _ = bytes(packet.data).partition(b"\0")
-        last = packet.ptype in _LAST_WORDS
+        handle, _, _ = packet.data.partition(b"\0")
+        last = packet.kind in _LAST_WORDS
         watchers = self._jobs.pop(handle, None) if last else self._jobs.get(handle)
         for watcher in watchers or ():
             watcher.received(packet)
@@ -411,7 +419,7 @@ class Link:
 
 def _next(owed: deque[T], packet: Packet) -> T:
     if not owed:
-        raise MalformedPacket(f"{kind_name(packet.ptype)} that answers nothing we asked")
+        raise MalformedPacket(f"{kind_name(packet.kind)} that answers nothing we asked")
     return owed.popleft()
 
 

@@ -1,12 +1,13 @@
-"""Gearman's binary protocol as bytes: gear's Packet and constants, and a reader without its faults.
+"""Gearman's binary protocol as bytes: packets, and a reader for them.
 
 Pure: no sockets, no clocks. Protocol: http://gearman.org/protocol
 """
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from gear import Packet, constants
+from broker.protocol import REQ, RES, Kind
 
 MAX_PACKET = 16 * 1024 * 1024
 """Bytes of packet data accepted from a broker; a data file has a few thousand."""
@@ -15,11 +16,18 @@ MAX_DIGITS = 18
 """More than any broker sends; gearmand relays numbers of at most 9 digits."""
 
 _HEADER = struct.Struct("!4sII")
-_MAGICS = (bytes(constants.RES), bytes(constants.REQ))
+_MAGICS = (RES, REQ)
 
 
 class MalformedPacket(ValueError):
     """Bytes that are not Gearman's protocol; the connection they came on is of no more use."""
+
+
+class Packet(NamedTuple):
+    """One packet; `kind` is a `Kind`, or a number that we do not know."""
+
+    kind: int
+    data: bytes
 
 
 class PacketReader:
@@ -54,24 +62,34 @@ class PacketReader:
         body = start + _HEADER.size
         if len(self._buffer) < body:
             return None
-        code, kind, size = _HEADER.unpack_from(self._buffer, start)
+        _, kind, size = _HEADER.unpack_from(self._buffer, start)
         if size > self._max_packet:
             raise MalformedPacket(f"a packet announces {size} bytes")
         if len(self._buffer) < body + size:
             return None
-        return Packet(code, kind, bytes(self._buffer[body : body + size]))
+        return Packet(kind, bytes(self._buffer[body : body + size]))
 
 
 def request(kind: int, *fields: bytes) -> bytes:
-    """A packet to a broker, of type `kind` (a gear constant)."""
-    return bytes(Packet(constants.REQ, kind, b"\0".join(fields)).toBinary())
+    """A packet to a broker."""
+    return _binary(REQ, kind, fields)
+
+
+def response(kind: int, *fields: bytes) -> bytes:
+    """A packet from a broker."""
+    return _binary(RES, kind, fields)
+
+
+def _binary(magic: bytes, kind: int, fields: tuple[bytes, ...]) -> bytes:
+    data = b"\0".join(fields)
+    return _HEADER.pack(magic, kind, len(data)) + data
 
 
 def fields(packet: Packet, count: int) -> list[bytes]:
     """The packet's `count` arguments; the last one may contain NULs. Raises MalformedPacket."""
-    parts = bytes(packet.data).split(b"\0", count - 1)
+    parts = packet.data.split(b"\0", count - 1)
     if len(parts) != count:
-        raise MalformedPacket(f"{kind_name(packet.ptype)} with {len(parts)} of {count} arguments")
+        raise MalformedPacket(f"{kind_name(packet.kind)} with {len(parts)} of {count} arguments")
     return parts
 
 
@@ -82,7 +100,10 @@ def number(field: bytes) -> int:
 
 def kind_name(kind: int) -> str:
     """The packet type's name in the protocol, for messages."""
-    return str(constants.types.get(kind, f"packet type {kind}"))
+    try:
+        return Kind(kind).name
+    except ValueError:
+        return f"packet type {kind}"
 
 
 def to_wire(text: str) -> bytes:

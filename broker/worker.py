@@ -6,10 +6,9 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
-from gear import constants
-
 from broker.link import GrabbedJob, Link
 from broker.links import Links, LinkSource
+from broker.protocol import Kind
 from broker.wire import from_wire, request
 from schemas.errors import BrokerError, TestenvError
 
@@ -54,33 +53,33 @@ class Assignment:
     @property
     def completion(self) -> bytes:
         """The bytes that end it well, for another process to write on the link's descriptor."""
-        return request(constants.WORK_COMPLETE, self._handle, b"")
+        return request(Kind.WORK_COMPLETE, self._handle, b"")
 
     def complete(self, data: bytes = b"") -> bool:
         """End it well, with a result."""
-        return self._end(constants.WORK_COMPLETE, data)
+        return self._end(Kind.WORK_COMPLETE, data)
 
     def fail(self) -> bool:
         """End it badly."""
-        return self._end(constants.WORK_FAIL)
+        return self._end(Kind.WORK_FAIL)
 
     def exception(self, data: bytes) -> bool:
         """End it badly, with a reason (without gearmand's `exceptions` option, as `fail`)."""
-        return self._end(constants.WORK_EXCEPTION, data)
+        return self._end(Kind.WORK_EXCEPTION, data)
 
     def status(self, numerator: int, denominator: int) -> bool:
         """Report progress. Raises ValueError for numbers that gearmand would not relay."""
         if not (0 <= numerator <= MAX_PROGRESS and 0 <= denominator <= MAX_PROGRESS):
             raise ValueError(f"{numerator}/{denominator}: progress has at most nine digits")
-        return self._send(constants.WORK_STATUS, b"%d" % numerator, b"%d" % denominator)
+        return self._send(Kind.WORK_STATUS, b"%d" % numerator, b"%d" % denominator)
 
     def data(self, data: bytes) -> bool:
         """Send a piece of data ahead of the end."""
-        return self._send(constants.WORK_DATA, data)
+        return self._send(Kind.WORK_DATA, data)
 
     def warning(self, data: bytes) -> bool:
         """Send a warning ahead of the end."""
-        return self._send(constants.WORK_WARNING, data)
+        return self._send(Kind.WORK_WARNING, data)
 
     def _send(self, kind: int, *arguments: bytes) -> bool:
         return not self._ended and self.link.send_work(kind, self._handle, *arguments)

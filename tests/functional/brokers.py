@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gear import constants
-
 from broker.endpoint import Endpoint
+from broker.protocol import Kind
 from broker.wire import request
 
 READY_WITHIN_S = 20.0
@@ -149,7 +148,7 @@ class RunningBroker:
                 (self.endpoint.host, self.endpoint.port), timeout=1
             ) as probe:
                 # A packet, not a text command: gear's server answers those a moment earlier.
-                probe.sendall(request(constants.GET_STATUS, b"any"))
+                probe.sendall(request(Kind.GET_STATUS, b"any"))
                 return bool(probe.recv(4096))
         except OSError:
             return False

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from gear import constants
 
 from broker import admin
 from broker.client import Outcome, submit
 from broker.endpoint import Endpoint, parse_endpoint
 from broker.link import Link
 from broker.links import Links, OneLink
+from broker.protocol import Kind
 from broker.wire import PacketReader, request
 from broker.worker import Worker, serve
 from tests.functional.wire_peers import BOUND_S
@@ -109,11 +109,11 @@ async def test_plain_client_does_not_wait_for_delayed_acks() -> None:
 
     async def job(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
         started = time.perf_counter()
-        writer.write(request(constants.SUBMIT_JOB, b"f", b"", b""))
+        writer.write(request(Kind.SUBMIT_JOB, b"f", b"", b""))
         replies = PacketReader()
         while True:
-            kinds = [packet.ptype for packet in replies.feed(await reader.read(4096))]
-            if constants.WORK_COMPLETE in kinds:
+            kinds = [packet.kind for packet in replies.feed(await reader.read(4096))]
+            if Kind.WORK_COMPLETE in kinds:
                 return time.perf_counter() - started
 
     with started("--listen", "127.0.0.1:0") as (_, endpoint):

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from gear import constants
 
 from broker.client import Outcome, submit
 from broker.link import GrabbedJob, Link
+from broker.protocol import Kind
 from tests.functional.brokers import (
     BROKERS,
     GEARD,
@@ -61,7 +61,7 @@ async def test_anybody_may_ask_for_the_status_of_a_job(kind: BrokerKind) -> None
         offer(worker, "f")
         await grab(worker)
         assert await onlooker.ask_status(handle).wait() == (True, True, 0, 0)
-        worker.send_work(constants.WORK_STATUS, handle, b"3", b"7")
+        worker.send_work(Kind.WORK_STATUS, handle, b"3", b"7")
         await heard(worker)
         assert await onlooker.ask_status(handle).wait() == (True, True, 3, 7)
 
@@ -88,7 +88,7 @@ async def test_gearmand_requeues_a_job_whose_function_its_worker_takes_back() ->
         offer(worker)
         await heard(worker)
         assert not (await job.status()).running
-        worker.send_work(constants.WORK_COMPLETE, held.handle, b"too late")
+        worker.send_work(Kind.WORK_COMPLETE, held.handle, b"too late")
         await heard(worker)
         assert not job.is_over
         offer(onlooker, "f")
@@ -115,7 +115,7 @@ async def test_geard_leaves_a_job_with_a_worker_that_takes_its_function_back(
         offer(worker)
         await heard(worker)
         assert (await job.status()).running
-        worker.send_work(constants.WORK_COMPLETE, held.handle, b"done")
+        worker.send_work(Kind.WORK_COMPLETE, held.handle, b"done")
         assert (await job.result()).data == b"done"
 
 
@@ -159,7 +159,7 @@ async def test_gearmand_ignores_the_end_of_a_job_from_anyone_but_its_worker(
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
         await grab(worker)
-        onlooker.send_work(constants.WORK_COMPLETE, job.handle.encode(), b"forged")
+        onlooker.send_work(Kind.WORK_COMPLETE, job.handle.encode(), b"forged")
         await heard(onlooker)
         assert (await job.status()).running
         assert not onlooker.is_lost
@@ -172,5 +172,5 @@ async def test_geard_lets_anybody_end_any_job(kind: BrokerKind) -> None:
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
         await grab(worker)
-        onlooker.send_work(constants.WORK_COMPLETE, job.handle.encode(), b"forged")
+        onlooker.send_work(Kind.WORK_COMPLETE, job.handle.encode(), b"forged")
         assert (await job.result()).data == b"forged"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
 import pytest
-from gear import Packet, constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,8 @@ from broker.client import Outcome, first_link, submit
 from broker.endpoint import Endpoint
 from broker.link import JobStatus, Link
 from broker.links import OneLink
-from broker.wire import MAX_PACKET
+from broker.protocol import Kind
+from broker.wire import MAX_PACKET, Packet, response
 from broker.worker import Worker
 from schemas.errors import BrokerUnreachable, ConnectionLost, ProtocolError, RequestRefused
 from tests.functional.brokers import (
@@ -34,7 +34,6 @@ from tests.functional.wire_peers import (
     black_hole,
     chopping_proxy,
     full_backlog,
-    response,
     scripted_broker,
 )
 
@@ -118,18 +117,18 @@ async def test_other_service_on_the_port_is_told_apart(banner: bytes) -> None:
     "nonsense",
     [
         b"garbage",
-        response(constants.WORK_DATA)[:8] + (MAX_PACKET + 1).to_bytes(4, "big"),
-        response(constants.JOB_CREATED, b"H:a:1"),
-        response(constants.NO_JOB),
-        response(constants.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b""),
-        response(constants.STATUS_RES, b"H:a:1"),
-        response(constants.STATUS_RES, b"H:a:1", b"1", b"1", b"0", b"0"),
+        response(Kind.WORK_DATA)[:8] + (MAX_PACKET + 1).to_bytes(4, "big"),
+        response(Kind.JOB_CREATED, b"H:a:1"),
+        response(Kind.NO_JOB),
+        response(Kind.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b""),
+        response(Kind.STATUS_RES, b"H:a:1"),
+        response(Kind.STATUS_RES, b"H:a:1", b"1", b"1", b"0", b"0"),
     ],
     ids=["garbage", "oversize", "created", "no job", "assigned", "short", "not asked"],
 )
 async def test_nonsense_from_the_broker_ends_the_link(nonsense: bytes) -> None:
     def script(packet: Packet) -> bytes | None:
-        return nonsense if packet.ptype == constants.CAN_DO else None
+        return nonsense if packet.kind == Kind.CAN_DO else None
 
     async with scripted_broker(script) as endpoint, await connected(endpoint) as link:
         link.register(object(), ["f"], lambda: None)
@@ -143,7 +142,7 @@ async def test_nonsense_from_the_broker_ends_the_link(nonsense: bytes) -> None:
     st.lists(
         st.builds(
             response,
-            st.sampled_from(sorted(constants.types)),
+            st.sampled_from(Kind),
             st.sampled_from([b"H:a:1", b"ping", b"0", b""]),
             st.binary(max_size=20),
         ),
@@ -155,7 +154,7 @@ async def test_whatever_the_broker_answers_a_submission_ends(answers: list[bytes
     asyncio.get_running_loop().set_exception_handler(lambda _, context: defects.append(context))
 
     def script(packet: Packet) -> bytes | None:
-        return b"".join(answers) if packet.ptype == constants.SUBMIT_JOB else None
+        return b"".join(answers) if packet.kind == Kind.SUBMIT_JOB else None
 
     async with (
         scripted_broker(script) as endpoint,
@@ -169,7 +168,7 @@ async def test_whatever_the_broker_answers_a_submission_ends(answers: list[bytes
 
 async def test_packets_of_unknown_kind_are_ignored() -> None:
     def script(packet: Packet) -> bytes | None:
-        return response(constants.ECHO_RES, b"x") if packet.ptype == constants.CAN_DO else None
+        return response(Kind.ECHO_RES, b"x") if packet.kind == Kind.CAN_DO else None
 
     async with (
         scripted_broker(script) as endpoint,
@@ -181,12 +180,12 @@ async def test_packets_of_unknown_kind_are_ignored() -> None:
 
 async def test_job_that_ends_in_the_same_read_as_it_is_created_is_seen() -> None:
     def script(packet: Packet) -> bytes | None:
-        if packet.ptype != constants.SUBMIT_JOB:
+        if packet.kind != Kind.SUBMIT_JOB:
             return None
         return (
-            response(constants.JOB_CREATED, b"H:a:1")
-            + response(constants.WORK_STATUS, b"H:a:1", b"1", b"2")
-            + response(constants.WORK_COMPLETE, b"H:a:1", b"done")
+            response(Kind.JOB_CREATED, b"H:a:1")
+            + response(Kind.WORK_STATUS, b"H:a:1", b"1", b"2")
+            + response(Kind.WORK_COMPLETE, b"H:a:1", b"done")
         )
 
     seen: list[object] = []
@@ -198,11 +197,11 @@ async def test_job_that_ends_in_the_same_read_as_it_is_created_is_seen() -> None
 
 async def test_error_refuses_the_oldest_submission_only() -> None:
     def script(packet: Packet) -> bytes | None:
-        if packet.ptype != constants.SUBMIT_JOB:
+        if packet.kind != Kind.SUBMIT_JOB:
             return None
-        if packet.getArgument(0) == b"full":
-            return response(constants.ERROR, b"JOB_QUEUE_FULL", b"Job queue is full")
-        return response(constants.JOB_CREATED, b"H:a:1")
+        if packet.data.partition(b"\0")[0] == b"full":
+            return response(Kind.ERROR, b"JOB_QUEUE_FULL", b"Job queue is full")
+        return response(Kind.JOB_CREATED, b"H:a:1")
 
     async with scripted_broker(script) as endpoint, await connected(endpoint) as link:
         refused, accepted = await asyncio.gather(
@@ -218,10 +217,10 @@ async def test_error_about_a_lost_job_does_not_refuse_a_submission() -> None:
     """gearmand says JOB_NOT_FOUND to WORK_* of a job that it has meanwhile taken away."""
 
     def script(packet: Packet) -> bytes | None:
-        if packet.ptype != constants.SUBMIT_JOB:
+        if packet.kind != Kind.SUBMIT_JOB:
             return None
-        error = response(constants.ERROR, b"JOB_NOT_FOUND", b"Job given in work result not found")
-        return error + response(constants.JOB_CREATED, b"H:a:1")
+        error = response(Kind.ERROR, b"JOB_NOT_FOUND", b"Job given in work result not found")
+        return error + response(Kind.JOB_CREATED, b"H:a:1")
 
     async with scripted_broker(script) as endpoint, await connected(endpoint) as link:
         assert (await submit(link, "f", b"")).handle == "H:a:1"
@@ -231,9 +230,9 @@ async def test_abandoned_submission_does_not_shift_later_ones() -> None:
     held: list[bytes] = []
 
     def script(packet: Packet) -> bytes | None:
-        if packet.ptype != constants.SUBMIT_JOB:
+        if packet.kind != Kind.SUBMIT_JOB:
             return None
-        held.append(response(constants.JOB_CREATED, b"H:" + packet.getArgument(0)))
+        held.append(response(Kind.JOB_CREATED, b"H:" + packet.data.partition(b"\0")[0]))
         return b"".join(held) if len(held) == 2 else b""
 
     async with scripted_broker(script) as endpoint, await connected(endpoint) as link:
@@ -249,9 +248,9 @@ async def test_statuses_find_their_questions_in_any_order() -> None:
 
     def script(packet: Packet) -> bytes | None:
         handle = bytes(packet.data)
-        if packet.ptype != constants.GET_STATUS or handle not in answers:
+        if packet.kind != Kind.GET_STATUS or handle not in answers:
             return None
-        held.append(response(constants.STATUS_RES, handle, b"1", b"1", answers[handle], b"9"))
+        held.append(response(Kind.STATUS_RES, handle, b"1", b"1", answers[handle], b"9"))
         return b"".join(reversed(held)) if len(held) == 2 else b""
 
     async with scripted_broker(script) as endpoint, await connected(endpoint) as link:

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from gear import Packet, constants
 
 from broker import admin
 from broker.client import Outcome, SubmittedJob, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
 from broker.links import Links, OneLink
+from broker.protocol import Kind
+from broker.wire import Packet, response
 from broker.worker import Assignment, Worker, serve
 from schemas.errors import ConnectionLost, HostError
 from tests.functional.brokers import (
@@ -24,7 +25,7 @@ from tests.functional.brokers import (
     RunningBroker,
     running_broker,
 )
-from tests.functional.wire_peers import BOUND_S, response, scripted_broker
+from tests.functional.wire_peers import BOUND_S, scripted_broker
 
 any_broker = pytest.mark.parametrize("kind", BROKERS, ids=str)
 both_families = pytest.mark.parametrize("kind", [OURS, GEARMAND_TUNED, GEARMAND], ids=str)
@@ -201,12 +202,12 @@ async def test_sleeping_worker_asks_again_by_itself() -> None:
 
     def script(packet: Packet) -> bytes | None:
         nonlocal grabs
-        if packet.ptype != constants.GRAB_JOB_UNIQ:
+        if packet.kind != Kind.GRAB_JOB_UNIQ:
             return None
         grabs += 1
         if grabs < 4:
-            return response(constants.NO_JOB)
-        return response(constants.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"late")
+            return response(Kind.NO_JOB)
+        return response(Kind.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"late")
 
     async with (
         scripted_broker(script) as endpoint,
@@ -258,10 +259,10 @@ async def test_withdrawing_waits_for_the_grab_under_way() -> None:
     withdraw = asyncio.Event()
 
     def script(packet: Packet) -> bytes | None:
-        if packet.ptype != constants.GRAB_JOB_UNIQ:
+        if packet.kind != Kind.GRAB_JOB_UNIQ:
             return None
         withdraw.set()
-        return response(constants.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"raced")
+        return response(Kind.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"raced")
 
     async with (
         scripted_broker(script) as endpoint,
@@ -277,13 +278,13 @@ async def test_nothing_is_unregistered_behind_a_grab_under_way() -> None:
     grabbed = asyncio.Event()
 
     def script(packet: Packet) -> bytes | None:
-        sent.append((packet.ptype, packet.data))
-        if packet.ptype == constants.GRAB_JOB_UNIQ:
+        sent.append((packet.kind, packet.data))
+        if packet.kind == Kind.GRAB_JOB_UNIQ:
             grabbed.set()
             return b""
-        if packet.ptype == constants.GET_STATUS and packet.data == b"flush":
-            return response(constants.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"late") + response(
-                constants.STATUS_RES, b"flush", b"0", b"0", b"0", b"0"
+        if packet.kind == Kind.GET_STATUS and packet.data == b"flush":
+            return response(Kind.JOB_ASSIGN_UNIQ, b"H:a:1", b"f", b"u", b"late") + response(
+                Kind.STATUS_RES, b"flush", b"0", b"0", b"0", b"0"
             )
         return None
 
@@ -295,11 +296,11 @@ async def test_nothing_is_unregistered_behind_a_grab_under_way() -> None:
         async with running(worker.take()):
             await grabbed.wait()
         await link.ask_status(b"any").wait()
-        assert constants.CANT_DO not in dict(sent)
+        assert Kind.CANT_DO not in dict(sent)
         await link.ask_status(b"flush").wait()
         assert (await assigned(worker)).arguments == b"late"
         await link.ask_status(b"any").wait()
-        assert [data for kind, data in sent if kind == constants.CANT_DO] == [b"g"]
+        assert [data for kind, data in sent if kind == Kind.CANT_DO] == [b"g"]
 
 
 @both_families

@@ -8,10 +8,10 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import gear
-from gear import Packet, constants
 
 from broker.endpoint import Endpoint
-from broker.wire import PacketReader
+from broker.protocol import Kind
+from broker.wire import Packet, PacketReader, response
 
 BOUND_S = 10.0
 """No wait of a test is longer; what is awaited takes milliseconds."""
@@ -62,14 +62,9 @@ def gear_worker(
         worker.shutdown()
 
 
-def response(kind: int, *fields: bytes) -> bytes:
-    """A packet from a broker."""
-    return bytes(Packet(constants.RES, kind, b"\0".join(fields)).toBinary())
-
-
 def unknown_job(get_status: Packet) -> bytes:
     """The answer to GET_STATUS of a job that does not exist: what a ping wants."""
-    return response(constants.STATUS_RES, get_status.data, b"0", b"0", b"0", b"0")
+    return response(Kind.STATUS_RES, get_status.data, b"0", b"0", b"0", b"0")
 
 
 Script = Callable[[Packet], bytes | None]
@@ -83,7 +78,7 @@ async def scripted_broker(script: Script) -> AsyncIterator[Endpoint]:
     def answer(packet: Packet) -> bytes:
         reply = script(packet)
         if reply is None:
-            reply = unknown_job(packet) if packet.ptype == constants.GET_STATUS else b""
+            reply = unknown_job(packet) if packet.kind == Kind.GET_STATUS else b""
         return reply
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,18 +4,32 @@ import itertools
 import struct
 import time
 
+import gear
 import pytest
-from gear import Packet, constants
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.backoff import backoff
-from broker.wire import MalformedPacket, PacketReader, fields, from_wire, number, request, to_wire
-
-kinds = st.sampled_from(sorted(constants.types))
-packets = st.builds(
-    Packet, st.sampled_from([constants.REQ, constants.RES]), kinds, st.binary(max_size=300)
+from broker.protocol import REQ, RES, Kind
+from broker.wire import (
+    MalformedPacket,
+    Packet,
+    PacketReader,
+    fields,
+    from_wire,
+    number,
+    request,
+    response,
+    to_wire,
 )
+
+packets = st.builds(Packet, st.sampled_from(Kind), st.binary(max_size=300))
+
+
+def test_packet_types_are_those_of_gear() -> None:
+    known = dict(gear.constants.types)
+    assert {kind.value: kind.name for kind in Kind if kind.value in known} == known
+    assert (REQ, RES) == (gear.constants.REQ, gear.constants.RES)
 
 
 def read_all(reader: PacketReader, chunks: list[bytes]) -> list[Packet]:
@@ -29,21 +43,21 @@ def chopped(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(st.lists(packets, max_size=8), st.lists(st.integers(min_value=0), max_size=30))
 def test_packets_survive_any_chopping(sent: list[Packet], cuts: list[int]) -> None:
-    stream = b"".join(packet.toBinary() for packet in sent)
+    stream = b"".join(response(packet.kind, packet.data) for packet in sent)
     assert read_all(PacketReader(), chopped(stream, cuts)) == sent
 
 
 def test_packet_in_single_bytes_comes_with_its_last_byte() -> None:
     reader = PacketReader()
-    data = request(constants.WORK_COMPLETE, b"H:a:1", b"result")
+    data = request(Kind.WORK_COMPLETE, b"H:a:1", b"result")
     *before, last = (list(reader.feed(bytes([byte]))) for byte in data)
     assert not any(before)
     assert [packet.data for packet in last] == [b"H:a:1\0result"]
 
 
 def test_geards_work_fail_is_read_although_it_is_coded_as_a_request() -> None:
-    geards = Packet(constants.REQ, constants.WORK_FAIL, b"H:a:1")
-    assert list(PacketReader().feed(bytes(geards.toBinary()))) == [geards]
+    geards = request(Kind.WORK_FAIL, b"H:a:1")
+    assert list(PacketReader().feed(geards)) == [Packet(Kind.WORK_FAIL, b"H:a:1")]
 
 
 @given(st.binary(min_size=1, max_size=200))
@@ -63,16 +77,16 @@ def test_other_protocols_are_recognised_by_their_first_bytes(banner: bytes) -> N
 
 
 def test_good_packets_before_garbage_are_delivered() -> None:
-    noop = request(constants.NOOP)
+    noop = request(Kind.NOOP)
     arrived = PacketReader().feed(noop + noop + b"garbage")
-    assert [next(arrived).ptype, next(arrived).ptype] == [constants.NOOP] * 2
+    assert [next(arrived).kind, next(arrived).kind] == [Kind.NOOP] * 2
     with pytest.raises(MalformedPacket):
         next(arrived)
 
 
 @pytest.mark.parametrize("size", [101, 2**31, 2**32 - 12])
 def test_oversize_is_refused_before_it_is_buffered(size: int) -> None:
-    header = struct.pack("!4sII", constants.RES, constants.WORK_DATA, size)
+    header = struct.pack("!4sII", RES, Kind.WORK_DATA, size)
     with pytest.raises(MalformedPacket, match=str(size)):
         list(PacketReader(max_packet=100).feed(header))
 
@@ -81,7 +95,7 @@ def test_reading_time_is_linear() -> None:
     """gear reads 40 MB in 4 kB pieces in 72 s; ten times the pieces may cost ten times as much."""
 
     def seconds(size: int) -> float:
-        data = request(constants.WORK_DATA, b"H:a:1", bytes(size))
+        data = request(Kind.WORK_DATA, b"H:a:1", bytes(size))
         pieces = [data[start : start + 4096] for start in range(0, len(data), 4096)]
         start = time.process_time()
         assert len(read_all(PacketReader(max_packet=2 * size), pieces)) == 1
@@ -91,10 +105,10 @@ def test_reading_time_is_linear() -> None:
 
 
 def test_only_the_last_field_may_contain_nul() -> None:
-    packet = Packet(constants.RES, constants.JOB_ASSIGN_UNIQ, b"H:a:1\0f\0u\0x\0y")
+    packet = Packet(Kind.JOB_ASSIGN_UNIQ, b"H:a:1\0f\0u\0x\0y")
     assert fields(packet, 4) == [b"H:a:1", b"f", b"u", b"x\0y"]
     with pytest.raises(MalformedPacket, match="JOB_ASSIGN_UNIQ with 2 of 4"):
-        fields(Packet(constants.RES, constants.JOB_ASSIGN_UNIQ, b"H:a:1\0f"), 4)
+        fields(Packet(Kind.JOB_ASSIGN_UNIQ, b"H:a:1\0f"), 4)
 
 
 @pytest.mark.parametrize(
