@@ -35,7 +35,7 @@ def run(listen: str, debug: bool) -> None:
     Once it accepts connections it says so in one line on stderr: "listening on HOST:PORT".
     """
     # Imported here so that --help and a bad option do not wait for it.
-    from broker.server import running_server
+    from broker.geard import running_server
 
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,

@@ -1,0 +1,1 @@
+"""Skeleton; see /tmp/brief3.md."""
