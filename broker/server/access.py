@@ -102,7 +102,9 @@ def _entry(subject: str, register: Iterable[bytes], invoke: Iterable[bytes]) -> 
     return ACLEntry(subject, register=exactly(register), invoke=exactly(invoke))
 
 
-def verified(subject: Mapping[str, str], serial: int, address: str, access: AccessSection) -> Identity:
+def verified(
+    subject: Mapping[str, str], serial: int, address: str, access: AccessSection
+) -> Identity:
     """The identity that a verified certificate gives. `subject`: its attributes, by short name.
 
     Raises UnknownSubject.
@@ -139,7 +141,7 @@ def _fits(subject: Mapping[str, str], patterns: Iterable[str]) -> bool:
     """Whether a subject fits one of the patterns (see AccessSection)."""
     return any(
         all(
-            fnmatchcase(subject.get(key.strip(), ""), glob.strip())
+            key.strip() in subject and fnmatchcase(subject[key.strip()], glob.strip())
             for key, _, glob in (part.partition("=") for part in pattern.split(","))
         )
         for pattern in patterns
