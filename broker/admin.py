@@ -3,13 +3,22 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from broker.connection import describe
+from broker import tls
+from broker.connection import describe, refusal_in_words, silence_means, tls_arguments
 from broker.endpoint import Endpoint
-from schemas.errors import BrokerUnreachable, ConnectionLost, ProtocolError, RequestRefused
+from broker.protocol import Kind
+from broker.wire import MalformedPacket, PacketReader, fields, from_wire
+from schemas.errors import (
+    BrokerUnreachable,
+    ConfigError,
+    ConnectionLost,
+    ProtocolError,
+    RequestRefused,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +77,7 @@ async def cancel(endpoint: Endpoint, handle: str, timeout: float = TIMEOUT_S) ->
     """
     async with _session(endpoint, timeout) as session:
         answer = await session.ask(f"cancel job {handle}")
-        if answer == "ERR UNKNOWN_JOB":
+        if answer.split(" ")[:2] == ["ERR", "UNKNOWN_JOB"]:
             return False
         _raise_refusal(endpoint, answer)
         return True
@@ -134,9 +143,11 @@ class _Session:
     """A text connection; made by `_session`."""
 
     def __init__(
-        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, endpoint: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self._address = address
+        self._endpoint = endpoint
+        self._address = str(endpoint)
+        self._heard = False
         self._reader = reader
         self._writer = writer
 
@@ -151,8 +162,21 @@ class _Session:
         except ValueError as exc:
             raise ProtocolError(self._address, f"a line of over {MAX_LINE} bytes") from exc
         if not line.endswith(b"\n"):
-            raise ConnectionLost(self._address, "it ended in the middle of an answer")
+            raise ConnectionLost(self._address, self._why_cut_off(line))
+        self._heard = True
         return line.decode(errors="surrogateescape").rstrip("\r\n")
+
+    def _why_cut_off(self, piece: bytes) -> str:
+        if not (piece or self._heard):
+            return f"it ended without an answer: {silence_means(self._endpoint)}"
+        if piece.startswith(tls.ALERT):
+            return tls.SPEAKS_TLS
+        # Who speaks to a broker before it knows our protocol gets a packet for an answer.
+        with suppress(MalformedPacket):
+            for packet in PacketReader().feed(piece):
+                if packet.kind == Kind.ERROR:
+                    return refusal_in_words(*map(from_wire, fields(packet, 2)))
+        return "it ended in the middle of an answer"
 
 
 @asynccontextmanager
@@ -162,14 +186,19 @@ async def _session(endpoint: Endpoint, timeout: float) -> AsyncIterator[_Session
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(
-                endpoint.host, endpoint.port, limit=MAX_LINE
+                endpoint.host, endpoint.port, limit=MAX_LINE, **tls_arguments(endpoint)
             )
             try:
-                yield _Session(address, reader, writer)
+                yield _Session(endpoint, reader, writer)
             finally:
                 writer.transport.abort()
     except TimeoutError as exc:
         why = f"no answer within {timeout:g} s"
         raise BrokerUnreachable([(address, why)]) from exc
     except OSError as exc:
-        raise BrokerUnreachable([(address, describe(exc))]) from exc
+        why = describe(exc)
+        if endpoint.tls and isinstance(exc, ConnectionResetError | BrokenPipeError) and exc.errno:
+            why = f"{why}: {silence_means(endpoint)}"
+        raise BrokerUnreachable([(address, why)]) from exc
+    except ConfigError as exc:
+        raise BrokerUnreachable([(address, str(exc))]) from exc

@@ -9,8 +9,9 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from typing import Self, cast
+from typing import Any, Self, cast
 
+from broker import tls
 from broker.endpoint import Endpoint
 from broker.wire import MalformedPacket, Packet, PacketReader
 from schemas.errors import ProtocolError
@@ -34,25 +35,28 @@ class Connection(asyncio.Protocol):
     Both run in the event loop and must not block; `on_packet` may raise MalformedPacket.
     """
 
-    def __init__(self, address: str, on_packet: OnPacket, on_end: OnEnd) -> None:
-        self._address = address
+    def __init__(self, endpoint: Endpoint, on_packet: OnPacket, on_end: OnEnd) -> None:
+        self._endpoint = endpoint
         self._on_packet = on_packet
         self._on_end = on_end
         self._reader = PacketReader()
         self._ended = False
+        self._heard = False
+        """Whether the broker has said anything."""
 
     @classmethod
     async def open(cls, endpoint: Endpoint, on_packet: OnPacket, on_end: OnEnd) -> Self:
-        """Connect. Raises OSError; the caller bounds the wait."""
+        """Connect. Raises OSError, and ConfigError for TLS files; the caller bounds the wait."""
         loop = asyncio.get_running_loop()
         # A single address needs no race, and asyncio's (3.11) forgets to close its socket when
         # it is cancelled at the wrong moment.
         delay = None if endpoint.is_numeric else ATTEMPT_DELAY_S
         _, protocol = await loop.create_connection(
-            lambda: cls(str(endpoint), on_packet, on_end),
+            lambda: cls(endpoint, on_packet, on_end),
             endpoint.host,
             endpoint.port,
             happy_eyeballs_delay=delay,
+            **tls_arguments(endpoint),
         )
         return protocol
 
@@ -70,8 +74,13 @@ class Connection(asyncio.Protocol):
 
     def send_eof(self) -> None:
         """Say that nothing more will come; what the peer still sends is read to its end."""
-        if not self._ended and self._transport.can_write_eof():
+        if self._ended:
+            return
+        if self._transport.can_write_eof():
             self._transport.write_eof()
+        else:
+            # TLS, as asyncio has it: sends what is buffered and a goodbye, and waits for theirs.
+            self._transport.close()
 
     def abort(self, why: str, cause: Exception | None = None) -> None:
         """End at once; nothing more is read or written. No effect if ended already."""
@@ -91,14 +100,17 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
+        first, self._heard = not self._heard, True
         try:
             for packet in self._reader.feed(data):
                 self._on_packet(packet)
                 if self._ended:
                     return
         except MalformedPacket as exc:
-            error = ProtocolError(self._address, str(exc))
-            self.abort(str(exc), error)
+            if first and not self._endpoint.tls and data.startswith(tls.ALERT):
+                self.abort(tls.SPEAKS_TLS, exc)
+            else:
+                self.abort(str(exc), ProtocolError(str(self._endpoint), str(exc)))
             return
         # Acknowledge at once: gear's servers keep Nagle's algorithm on, and would hold back
         # their next packet until the ACK. The kernel forgets this option, so it is set each time.
@@ -108,13 +120,44 @@ class Connection(asyncio.Protocol):
         """Called by asyncio."""
         if not self._ended:
             self._ended = True
-            self._on_end(describe(exc) if exc else "the broker closed it", exc)
+            why = describe(exc) if exc else "the broker closed it"
+            if not self._heard and not (exc and tls.explain(exc)):
+                why += f", without a word: {silence_means(self._endpoint)}"
+            self._on_end(why, exc)
+
+
+def tls_arguments(endpoint: Endpoint) -> dict[str, Any]:
+    """For asyncio's functions that connect. Raises ConfigError."""
+    if not endpoint.tls:
+        return {}
+    return {
+        "ssl": tls.client_context(endpoint.tls),
+        "ssl_handshake_timeout": tls.HANDSHAKE_S,
+        "ssl_shutdown_timeout": tls.HANDSHAKE_S,
+    }
+
+
+def refusal_in_words(code: str, text: str) -> str:
+    """Why a broker ends a connection, by its ERROR."""
+    if code == "PLAIN_ON_TLS_PORT":
+        return tls.SPEAKS_TLS
+    return f"the broker refuses: {text or code}"
+
+
+def silence_means(endpoint: Endpoint) -> str:
+    """What to look at when a broker hangs up at once."""
+    if endpoint.tls:
+        # With TLS 1.3 a certificate is refused after the client's side of the handshake.
+        return "does it accept our certificate?"
+    return f"if it speaks TLS, give {tls.OPTIONS}"
 
 
 def describe(error: BaseException) -> str:
     """An operating system's error in a few words, without the addresses that asyncio adds."""
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
+    if failure := tls.explain(error):
+        return failure
     # For a name with several addresses asyncio gives one text: "Multiple exceptions: [Errno ..".
     numbers = {int(found) for found in re.findall(r"\[Errno (\d+)\]", str(error))}
     if isinstance(error, OSError) and numbers:

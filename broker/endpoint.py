@@ -1,8 +1,9 @@
 """Addresses of Gearman brokers, as options and configuration spell them. No gear here: cheap."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from broker.tls import TlsFiles, client_context
 from schemas.errors import ConfigError
 
 BROKER_VARIABLE = "TESTENV_BROKER"
@@ -20,10 +21,14 @@ _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](:(?P<port>.*))?")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a broker listens: `host` is a name or an address (IPv6 without brackets)."""
+    """Where a broker listens: `host` is a name or an address (IPv6 without brackets).
+
+    `tls`: what to show and whom to trust there; None for plain text.
+    """
 
     host: str
     port: int = DEFAULT_PORT
+    tls: TlsFiles | None = None
 
     def __str__(self) -> str:
         """`host:port`, with brackets around an IPv6 address; `parse_endpoint` reads it back."""
@@ -62,12 +67,18 @@ def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoin
     return Endpoint(host, int(port))
 
 
-def parse_endpoints(text: str, source: str = "--geard") -> tuple[Endpoint, ...]:
+def parse_endpoints(
+    text: str, source: str = "--geard", tls: TlsFiles | None = None
+) -> tuple[Endpoint, ...]:
     """Read a comma-separated list of at least one address; duplicates are dropped.
 
-    `source` is the option or file that the text came from. Raises ConfigError naming it.
+    `source` is the option or file that the text came from; `tls` is for all of them. Raises
+    ConfigError naming `source`, or a file of `tls` that is not usable.
     """
-    return tuple(dict.fromkeys(parse_endpoint(part, source) for part in text.split(",")))
+    if tls:
+        client_context(tls)
+    parsed = (replace(parse_endpoint(part, source), tls=tls) for part in text.split(","))
+    return tuple(dict.fromkeys(parsed))
 
 
 def _refusal(source: str, text: str, remedy: str) -> ConfigError:

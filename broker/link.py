@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
-from broker.connection import Connection, describe
+from broker.connection import Connection, describe, refusal_in_words
 from broker.endpoint import Endpoint
 from broker.protocol import Kind
 from broker.wire import (
@@ -25,7 +25,13 @@ from broker.wire import (
     request,
     to_wire,
 )
-from schemas.errors import BrokerError, BrokerUnreachable, ConnectionLost, RequestRefused
+from schemas.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    ConfigError,
+    ConnectionLost,
+    RequestRefused,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +49,27 @@ _PING_HANDLE = b"ping"
 _NOT_ABOUT_SUBMISSIONS = {"JOB_NOT_FOUND", "UNKNOWN_OPTION"}
 """gearmand's ERRORs to WORK_* and OPTION_REQ, which are not answered when all is well."""
 
+_REFUSALS = {
+    "BAD_PACKET",
+    "LIMIT_EXCEEDED",
+    "PLAIN_ON_TLS_PORT",
+    "REGISTER_REFUSED",
+    "UNKNOWN_CERTIFICATE",
+}
+"""testenv-broker's ERRORs that are about the connection, which it closes after them."""
+
 _LAST_WORDS = {Kind.WORK_COMPLETE, Kind.WORK_FAIL, Kind.WORK_EXCEPTION}
 
 T = TypeVar("T")
 
 
 class JobStatus(NamedTuple):
-    """A broker's answer to GET_STATUS. Of an unknown job all else is False or 0."""
+    """A broker's answer to GET_STATUS. Of an unknown job all else is False or 0.
+
+    Of a running job `numerator` and `denominator` are what its worker told last. Of a queued one
+    they are its place in the queue, from 1, and the queue's length, where the broker tells that:
+    testenv-broker does; geard and gearmand say 0.
+    """
 
     known: bool
     running: bool
@@ -147,18 +167,23 @@ class Link:
         try:
             async with asyncio.timeout(timeout):
                 link._connection = await Connection.open(endpoint, link._dispatch, link._end)
-                link._send(
+                hello = (
                     request(Kind.SET_CLIENT_ID, identity),
                     # Without it gearmand turns a WORK_EXCEPTION for us into a bare WORK_FAIL.
                     request(Kind.OPTION_REQ, b"exceptions"),
                 )
-                await link._ping().wait()
+                # In one write: a second one to a broker that has refused our certificate
+                # meanwhile would fail, and hide its reason.
+                await link._ping(*hello).wait()
         except TimeoutError as exc:
             link.abort("it did not answer in time")
             why = describe(exc) if exc.errno else f"no answer within {timeout:g} s"
             raise BrokerUnreachable([(str(endpoint), why)]) from exc
         except OSError as exc:
             raise BrokerUnreachable([(str(endpoint), describe(exc))]) from exc
+        except ConfigError as exc:
+            # A file may be in the middle of its renewal: no reason to give up for good.
+            raise BrokerUnreachable([(str(endpoint), str(exc))]) from exc
         except ConnectionLost as loss:
             raise BrokerUnreachable([(str(endpoint), loss.why)]) from loss
         except BaseException:
@@ -210,10 +235,10 @@ class Link:
             finally:
                 self.abort("closed by us")
 
-    def abort(self, why: str) -> None:
+    def abort(self, why: str, cause: Exception | None = None) -> None:
         """End at once; what was sent last may not arrive. No effect if ended already."""
         if self._connection:
-            self._connection.abort(why)
+            self._connection.abort(why, cause)
 
     # Submitting
 
@@ -240,11 +265,7 @@ class Link:
 
     def ask_status(self, handle: bytes, timeout: float | None = None) -> Answer[JobStatus]:
         """Send GET_STATUS. No answer within `timeout` (default: `ping_timeout`) ends the link."""
-        answer: Answer[JobStatus] = self._owed("GET_STATUS", timeout)
-        if not self.is_lost:
-            self._statuses.setdefault(handle, deque()).append(answer)
-            self._send(request(Kind.GET_STATUS, handle))
-        return answer
+        return self._ask_status(handle, timeout)
 
     # Working (used by broker.worker, one Worker at a time)
 
@@ -317,8 +338,17 @@ class Link:
         loss.__cause__ = known.__cause__ if known else None
         return loss
 
-    def _ping(self) -> Answer[JobStatus]:
-        answer = self.ask_status(_PING_HANDLE)
+    def _ask_status(
+        self, handle: bytes, timeout: float | None, *before: bytes
+    ) -> Answer[JobStatus]:
+        answer: Answer[JobStatus] = self._owed("GET_STATUS", timeout)
+        if not self.is_lost:
+            self._statuses.setdefault(handle, deque()).append(answer)
+            self._send(*before, request(Kind.GET_STATUS, handle))
+        return answer
+
+    def _ping(self, *before: bytes) -> Answer[JobStatus]:
+        answer = self._ask_status(_PING_HANDLE, None, *before)
         answer.on_given(self._schedule_ping)
         return answer
 
@@ -393,7 +423,10 @@ class Link:
 
     def _error(self, packet: Packet) -> None:
         code, text = (from_wire(field).rstrip("\0") for field in fields(packet, 2))
-        if self._submissions and code not in _NOT_ABOUT_SUBMISSIONS:
+        if code in _REFUSALS:
+            refusal = RequestRefused(str(self.endpoint), code, text)
+            self.abort(refusal_in_words(code, text), refusal)
+        elif self._submissions and code not in _NOT_ABOUT_SUBMISSIONS:
             answer, _ = self._submissions.popleft()
             answer.give(RequestRefused(str(self.endpoint), code, text))
         else:

@@ -6,11 +6,13 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
+from broker import stamp
 from broker.link import GrabbedJob, Link
 from broker.links import Links, LinkSource
 from broker.protocol import Kind
 from broker.wire import from_wire, request
 from schemas.errors import BrokerError, TestenvError
+from schemas.names import UNVERIFIED
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,25 @@ class Assignment:
         return from_wire(self._handle)
 
     @property
+    def submitter(self) -> str:
+        """Who submitted it, as the broker has verified: `job/ci-7`, or `unverified`.
+
+        Without TLS nobody has verified the broker either, and its word is worth nothing.
+        """
+        return stamp.submitter(self._handle) if self.link.endpoint.tls else UNVERIFIED
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more can be sent: we ended it, or the link is lost."""
         return self._ended or self.link.is_lost
 
     @property
     def completion(self) -> bytes:
-        """The bytes that end it well, for another process to write on the link's descriptor."""
-        return request(Kind.WORK_COMPLETE, self._handle, b"")
+        """The bytes that end it well, for another process to write on the link's descriptor.
+
+        Empty over TLS, where no other process can write.
+        """
+        return b"" if self.link.endpoint.tls else request(Kind.WORK_COMPLETE, self._handle, b"")
 
     def complete(self, data: bytes = b"") -> bool:
         """End it well, with a result."""

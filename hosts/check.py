@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
-from broker import admin
 from broker.endpoint import Endpoint
+from broker.link import Link
 from hosts.drivers.probe import Check, check_drivers
 from schemas.config import HostConfig
-from schemas.errors import BrokerError
+from schemas.errors import BrokerUnreachable
 from schemas.plan import Bound, HostPlan
 
 BROKER_TIMEOUT_S = 3.0
@@ -49,12 +49,16 @@ def _check_resource(bound: Bound, count: int) -> Check:
 
 
 async def _check_brokers(brokers: Sequence[Endpoint]) -> list[Check]:
-    return await asyncio.gather(*(_check_broker(one) for one in brokers))
+    return await asyncio.gather(*(check_broker(one) for one in brokers))
 
 
-async def _check_broker(endpoint: Endpoint) -> Check:
+async def check_broker(endpoint: Endpoint) -> Check:
+    """Whether a broker answers, and takes our certificate where there is one."""
     try:
-        await admin.status(endpoint, BROKER_TIMEOUT_S)
-    except BrokerError as error:
-        return Check("broker", False, str(error))
-    return Check("broker", True, str(endpoint))
+        # A link as the agent has it: with TLS, a broker's status is for operators only.
+        link = await Link.open(endpoint, client_id="testenv-host", timeout=BROKER_TIMEOUT_S)
+        await link.aclose()
+    except BrokerUnreachable as error:
+        [(address, why)] = error.attempts
+        return Check("broker", False, f"{address}: {why}", error.remedy)
+    return Check("broker", True, f"{endpoint}{' with TLS' if endpoint.tls else ''}")

@@ -16,7 +16,8 @@ import click
 from rich.console import Console
 
 from broker.endpoint import Endpoint, parse_endpoints
-from broker.options import brokers_option
+from broker.options import BrokerOptions, broker_options
+from broker.tls import TlsFiles
 from hosts.agent import Agent, sole_agent
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
@@ -236,7 +237,7 @@ def destroy(config_path: Path, yes: bool) -> None:
 
 @main.command()
 @click.argument("datafile", type=click.Path(path_type=Path))
-@brokers_option
+@broker_options
 @click.option(
     "-t",
     "--timeout",
@@ -265,7 +266,7 @@ def destroy(config_path: Path, yes: bool) -> None:
 )
 def serve(
     datafile: Path,
-    brokers: str,
+    brokers: BrokerOptions,
     timeout: int,
     number: str,
     labels: tuple[str, ...],
@@ -284,7 +285,7 @@ def serve(
     """
     with reported_errors():
         read_data_file(datafile)
-        endpoints = parse_endpoints(brokers, "--geard")
+        endpoints = brokers.endpoints()
         for label in labels:
             if not is_label(label):
                 raise ConfigError("--label", f"{label!r} is not a label")
@@ -319,7 +320,11 @@ def _load(config_path: Path) -> tuple[HostConfig, HostPlan]:
 
 
 def _endpoints(config: HostConfig, source: Path) -> tuple[Endpoint, ...]:
-    return parse_endpoints(",".join(config.host.brokers), f"{source}: host.brokers")
+    tls = None
+    if config.tls:
+        files = (config.tls.cert, config.tls.key, config.tls.ca)
+        tls = TlsFiles(*(source.parent / file for file in files))
+    return parse_endpoints(",".join(config.host.brokers), f"{source}: host.brokers", tls)
 
 
 def _agent_name(number: str) -> str:

@@ -138,7 +138,8 @@ class Slot:
                 log.warning("%s: a lock request was refused: %s", self._caretaker.id, bad)
                 assignment.fail()
                 continue
-            self._grant = Grant(assignment, request, self._new_lease(request))
+            lease = self._new_lease(request, assignment.submitter)
+            self._grant = Grant(assignment, request, lease)
             return Event.GRANTED
         return None
 
@@ -150,7 +151,8 @@ class Slot:
             self._grant.request,
             self._grant.lease,
         )
-        log.info("%s: lease %s to %s", self._caretaker.id, lease.id, lease.holder)
+        log.info("%s: lease %s to %s (%s)",
+                 self._caretaker.id, lease.id, lease.holder, lease.submitter)  # fmt: skip
         try:
             data = self._caretaker.data_file(lease)
             end = await serve_lease(
@@ -169,13 +171,14 @@ class Slot:
         self._grant = None
         return Event.LEASE_ENDED
 
-    def _new_lease(self, request: LockRequest) -> Lease:
+    def _new_lease(self, request: LockRequest, submitter: str) -> Lease:
         self._generation += 1
         return Lease(
             id=uuid4().hex,
             environment=self._caretaker.id,
             generation=self._generation,
             holder=request.holder,
+            submitter=submitter,
             granted=datetime.now(UTC),
             timeout_s=request.timeout_s or self._timing.default_timeout_s,
         )

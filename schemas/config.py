@@ -45,6 +45,16 @@ class HostSection(_Section):
         return path
 
 
+class TlsSection(_Section):
+    """Files in PEM, for TLS to the brokers. Relative paths start at the configuration's folder."""
+
+    cert: Path
+    """This host's certificate, `testenv-broker pki issue host NAME`."""
+    key: Path
+    ca: Path
+    """Who signs the brokers' certificates."""
+
+
 class HypervisorSection(_Section):
     uri: str = "qemu:///system"
     domain_type: Literal["auto", "kvm", "qemu"] = "auto"
@@ -156,6 +166,8 @@ class HostConfig(_Section):
     """Everything that an admin says about one test-environment host."""
 
     host: HostSection = Field(default_factory=HostSection)
+    tls: TlsSection | None = None
+    """None: brokers are spoken to in plain text."""
     hypervisor: HypervisorSection = HypervisorSection()
     switch: SwitchSection = SwitchSection()
     public: PublicSection = PublicSection()

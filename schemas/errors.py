@@ -16,6 +16,7 @@ TestenvError
 ├── CommandError
 │   ├── CommandNotFound
 │   └── CommandNotExecutable
+├── PkiError                    a certificate that can't be made or revoked
 └── HostError
     ├── AgentRunning            a second agent for the same state directory
     └── DriverError
@@ -79,7 +80,7 @@ class BrokerUnreachable(BrokerError):
         tried = ", ".join(f"{address} ({why})" for address, why in self.attempts)
         super().__init__(
             f"no Gearman broker reachable: tried {tried}",
-            remedy="start one with testenv-broker run, or name yours with -b or TESTENV_BROKER",
+            remedy="see that testenv-broker runs there, or name yours with -b or TESTENV_BROKER",
         )
 
 
@@ -200,6 +201,12 @@ class CommandNotFound(CommandError):
 
 class CommandNotExecutable(CommandError):
     """The command exists but may not be executed."""
+
+
+class PkiError(TestenvError):
+    """The PKI's folder or a file is not as a command needs it."""
+
+    exit_status = ExitStatus.FAILED
 
 
 class HostError(TestenvError):

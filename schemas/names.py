@@ -10,6 +10,9 @@ LOCK_FUNCTION = "lockenv"
 HOST_FUNCTION_PREFIX = "host."
 """An agent answers operators on `host.<name>`; the broker's status is the fleet's registry."""
 
+UNVERIFIED = "unverified"
+"""The submitter of a job where nobody has verified who asked."""
+
 LABEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 HOST_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_LABELS = 6

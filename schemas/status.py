@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.names import UNVERIFIED
+
 
 class _Wire(BaseModel):
     """Messages ignore unknown keys, so that a newer peer can say more."""
@@ -39,6 +41,8 @@ class Lease(_Wire):
     """Counts this environment's grants; a lease of an older generation has no rights."""
     holder: str
     """Who asked, as the client put it; for people, not proof."""
+    submitter: str = UNVERIFIED
+    """Who asked, as the broker has verified (docs/security.md): `job/ci-7`, or `unverified`."""
     granted: datetime
     """UTC."""
     timeout_s: float

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from broker.client import JobResult, Outcome, SubmittedJob, submit
+from broker.client import JobResult, JobStatus, Outcome, SubmittedJob, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
 from broker.links import OneLink
@@ -46,6 +46,8 @@ class Lock:
         self.link = link
         self.function = function
         self._worker = worker
+        self.job: SubmittedJob | None = None
+        """The request, as soon as the broker has it."""
         self.lease: str | None = None
         loop = asyncio.get_running_loop()
         self.offer = loop.create_future()
@@ -63,6 +65,29 @@ class Lock:
                     _decline(call)
                 else:
                     self.offer.set_result(call)
+
+    async def situation(self) -> str:
+        """Why one waits, in words, as far as the broker tells."""
+        place = await self._place()
+        if place and place.numerator > 1:
+            return describe_place(place)
+        # Whoever is first in a queue asks for all in it why nothing comes: a broker's status
+        # takes a connection, lists every function, and is not for everybody.
+        status = await situation(self.link.endpoint, self.function)
+        if place is None:
+            return status or f"broker {self.link.endpoint} does not tell its status"
+        return "; ".join(part for part in (status, describe_place(place)) if part)
+
+    async def _place(self) -> JobStatus | None:
+        """Of the request in its queue; None if the broker does not tell."""
+        if self.job is None:
+            return None
+        try:
+            async with asyncio.timeout(_STATUS_S):
+                status = await self.job.status()
+        except (ConnectionLost, TimeoutError):
+            return None  # if it is lost, `ended` tells
+        return status if status.known and not status.running and status.denominator else None
 
     async def watch_host(self, job: SubmittedJob) -> None:
         """Notice that the host of a taken offer is gone.
@@ -118,7 +143,7 @@ async def lock_requested(
     try:
         async with running(lock.serve_offers()):
             await asyncio.sleep(0)  # its first step registers the callback
-            job: SubmittedJob = await submit(link, function, request.dump(), unique=unique)
+            job = lock.job = await submit(link, function, request.dump(), unique=unique)
             async with running(job.result()) as lock.ended, running(lock.watch_host(job)):
                 yield lock
     finally:
@@ -136,7 +161,7 @@ async def wait_for_offer(lock: Lock, wait_timeout_s: float | None, talk: Talk) -
             async with asyncio.timeout(wait_timeout_s):
                 return await lock.first_offer()
         except TimeoutError as exc:
-            news = await situation(lock.link.endpoint, lock.function)
+            news = await lock.situation()
             raise NoEnvironment(lock.function, wait_timeout_s or 0, news) from exc
 
 
@@ -145,20 +170,25 @@ async def _tell_news(lock: Lock, talk: Talk) -> None:
     start = loop.time()
     await asyncio.sleep(_FIRST_NEWS_S)
     while True:
-        news = await situation(lock.link.endpoint, lock.function)
+        news = await lock.situation()
         talk.say_in_place(f"waiting for {loop.time() - start:.0f} s: {news}")
         await asyncio.sleep(_LIVE_NEWS_S if talk.is_live else _NEWS_S)
 
 
 async def situation(endpoint: Endpoint, function: str) -> str:
-    """Why one waits for `function`, in words, as far as the broker tells."""
+    """What the broker's status says of `function`, in words; nothing if it does not tell."""
     from broker import admin  # who waits has the time; who need not, does without
 
     try:
         rows = await admin.status(endpoint, timeout=_STATUS_S)
     except BrokerError:
-        return f"broker {endpoint} does not tell its status"
+        return ""
     return describe_queue(function, rows)
+
+
+def describe_place(place: JobStatus) -> str:
+    """Where a queued request is, for a person who waits."""
+    return f"place {place.numerator} of {place.denominator} in the queue"
 
 
 def describe_queue(function: str, rows: "Sequence[FunctionStatus]") -> str:

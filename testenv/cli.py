@@ -7,11 +7,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from broker.endpoint import parse_endpoints
-from broker.options import brokers_option
+from broker.options import BrokerOptions, broker_options
 from schemas.errors import TestenvError
-from schemas.names import LOCK_FUNCTION
-from schemas.status import EnvironmentReport
+from schemas.names import LOCK_FUNCTION, UNVERIFIED
+from schemas.status import EnvironmentReport, Lease
 from testenv.fleet import Fleet, look
 
 
@@ -27,9 +26,9 @@ def main() -> None:
 
 
 @main.command()
-@brokers_option
+@broker_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def status(brokers: str, as_json: bool) -> None:
+def status(brokers: BrokerOptions, as_json: bool) -> None:
     """List hosts, environments, who holds them and for how long, and the queues.
 
     \b
@@ -38,7 +37,7 @@ def status(brokers: str, as_json: bool) -> None:
       testenv status --json | jq '.queues[] | {function, waiting}'
     """
     try:
-        fleet = asyncio.run(look(parse_endpoints(brokers, "--geard")))
+        fleet = asyncio.run(look(brokers.endpoints()))
     except TestenvError as error:
         click.echo(f"testenv: {error}", err=True)
         sys.exit(error.exit_status)
@@ -84,7 +83,7 @@ def _environments(fleet: Fleet) -> Table:
         for index, env in enumerate(host.report.environments):
             name = host.host if index == 0 else ""
             note = ", ".join(part for part in (_note(env), notes) if part)
-            holder = env.lease.holder if env.lease else ""
+            holder = _holder(env.lease) if env.lease else ""
             labels = " ".join(env.labels)
             table.add_row(name, env.id, env.state, duration(env.since_s), labels, holder, note)
     return table
@@ -93,6 +92,13 @@ def _environments(fleet: Fleet) -> Table:
 def _note(env: EnvironmentReport) -> str:
     parts = ("cordoned" if env.cordoned else "", env.reason)
     return ", ".join(part for part in parts if part)
+
+
+def _holder(lease: Lease) -> str:
+    """Who says to hold it, and who does, where the broker has verified that."""
+    if lease.submitter == UNVERIFIED:
+        return lease.holder
+    return f"{lease.holder} ({lease.submitter})"
 
 
 def duration(seconds: float) -> str:

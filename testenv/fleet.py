@@ -10,7 +10,7 @@ from broker import admin
 from broker.client import Outcome, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
-from schemas.errors import BrokerError, BrokerUnreachable
+from schemas.errors import BrokerError, BrokerUnreachable, ConnectionLost, RequestRefused
 from schemas.names import host_function, host_of_function, is_lock_function
 from schemas.status import HostReport, OperatorRequest
 
@@ -102,6 +102,10 @@ def _why(error: BrokerError) -> str:
     """What happened at one broker, without naming it again."""
     if isinstance(error, BrokerUnreachable):
         return "; ".join(why for _, why in error.attempts)
+    if isinstance(error, ConnectionLost):
+        return error.why
+    if isinstance(error, RequestRefused):
+        return f"it refused: {error.text or error.code}"
     return error.what
 
 

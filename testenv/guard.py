@@ -69,8 +69,9 @@ class LastWill(NamedTuple):
 
     `link`: the descriptor of the broker connection. The guard keeps a copy, so that the broker
     hears of a killed client only when nothing of the command is left. `farewell`: what it writes
-    there then, for the agent to know that for certain. `time_s`: the command is stopped after this
-    long, also under a client that is stopped (SIGSTOP) itself.
+    there then, for the agent to know that for certain; empty over TLS, where only the client can
+    write: the agent then waits until a client that lives would have stopped. `time_s`: the command
+    is stopped after this long, also under a client that is stopped (SIGSTOP) itself.
     """
 
     link: int

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
+from broker.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE, TlsFiles, tls_files
 from schemas.errors import ConfigError
 from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_KILL_AFTER_S, MAX_TIMEOUT_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
@@ -55,7 +56,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     if not command:
         parser.error("no COMMAND given")
     return Options(
-        brokers=_brokers(given.geard, environment),
+        brokers=_brokers(given.geard, _tls(given, environment), environment),
         jobnum=_jobnum(given.jobnum),
         function=_function(given.label),
         command=tuple(command),
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
            help="give up without a broker after this long (default: 30)")  # fmt: skip
     option("--kill-after", metavar="SECONDS", type=_kill_after, default=KILL_AFTER_S,
            help="from SIGTERM to SIGKILL, when the command is to end (default: 10)")  # fmt: skip
+    option("--tls-cert", metavar="FILE",
+           help=f"our certificate; with it, TLS is spoken (default: ${CERT_VARIABLE})")  # fmt: skip
+    option("--tls-key", metavar="FILE", help=f"its key (default: ${KEY_VARIABLE})")
+    option("--tls-ca", metavar="FILE",
+           help=f"the CA that signs brokers' certificates (default: ${CA_VARIABLE})")  # fmt: skip
     option("--label", metavar="L", action="append", default=[],
            help="an environment that has label L (repeatable)")  # fmt: skip
     option("--datafile", metavar="PATH", help="write the data file there, and keep it")
@@ -127,10 +133,21 @@ def _kill_after(text: str) -> float:
     return seconds
 
 
-def _brokers(option: str | None, environment: Mapping[str, str]) -> tuple[Endpoint, ...]:
+def _brokers(
+    option: str | None, tls: TlsFiles | None, environment: Mapping[str, str]
+) -> tuple[Endpoint, ...]:
     if option is not None:
-        return parse_endpoints(option, "--geard")
-    return parse_endpoints(environment.get(BROKER_VARIABLE) or DEFAULT_BROKER, BROKER_VARIABLE)
+        return parse_endpoints(option, "--geard", tls)
+    brokers = environment.get(BROKER_VARIABLE) or DEFAULT_BROKER
+    return parse_endpoints(brokers, BROKER_VARIABLE, tls)
+
+
+def _tls(given: argparse.Namespace, environment: Mapping[str, str]) -> TlsFiles | None:
+    return tls_files(
+        given.tls_cert or environment.get(CERT_VARIABLE),
+        given.tls_key or environment.get(KEY_VARIABLE),
+        given.tls_ca or environment.get(CA_VARIABLE),
+    )
 
 
 def _jobnum(option: str | None) -> str:

@@ -19,6 +19,7 @@ from tests.functional.client_rig import (
     OFFER,
     client,
     is_alive,
+    on_one_broker,
     run_client,
     shell,
     stub_agent,
@@ -45,6 +46,14 @@ async def test_client_says_how_many_environments_are_leased_and_who_waits(
         await agent.asked()
         async with client(*shell("true"), broker=broker.endpoint) as job:
             await job.hears("waiting for 2 s: 1 environment, all leased; 1 request waiting", "err")
+
+
+@on_one_broker
+async def test_client_behind_others_says_its_place_in_the_queue(broker: RunningBroker) -> None:
+    async with client(*shell("true"), broker=broker.endpoint) as first:
+        await first.hears("waiting for 2 s: no environment .*; place 1 of 1 in the queue", "err")
+        async with client(*shell("true"), broker=broker.endpoint) as second:
+            await second.hears("waiting for 2 s: place 2 of 2 in the queue", "err")
 
 
 async def test_wait_timeout_gives_75_and_the_situation(

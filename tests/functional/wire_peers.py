@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -20,6 +21,14 @@ GEARMAND_FORGETS_S = 0.1
 """gearmand closes a connection in one thread and forgets its jobs in another, about a millisecond
 later: until then a worker may still be given one (1 % of grabs made at once). It tells nobody when
 it has."""
+
+
+def until(truth: Callable[[], object]) -> None:
+    """Wait for something that another thread or process does."""
+    deadline = time.monotonic() + BOUND_S
+    while not truth():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
 
 
 @contextmanager

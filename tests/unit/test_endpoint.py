@@ -1,8 +1,11 @@
 """Brokers' addresses, as users write them."""
 
+from pathlib import Path
+
 import pytest
 
 from broker.endpoint import Endpoint, parse_endpoint, parse_endpoints
+from broker.tls import TlsFiles, tls_files
 from schemas.errors import ConfigError
 
 
@@ -33,6 +36,12 @@ def test_what_is_printed_can_be_read_again(endpoint: Endpoint) -> None:
 def test_v6_is_printed_in_brackets() -> None:
     assert str(Endpoint("::1")) == "[::1]:4730"
     assert str(Endpoint("broker", 1)) == "broker:1"
+
+
+def test_tls_is_part_of_an_endpoint_and_not_shown() -> None:
+    files = TlsFiles(Path("cert"), Path("key"), Path("ca"))
+    assert Endpoint("a", tls=files) != Endpoint("a")
+    assert str(Endpoint("a", tls=files)) == "a:4730"
 
 
 def test_order_is_kept_and_duplicates_go() -> None:
@@ -87,3 +96,12 @@ def test_addresses_are_told_from_names() -> None:
     assert all(endpoint.is_numeric for endpoint in numeric)
     assert not Endpoint("localhost").is_numeric
     assert not Endpoint("4.example").is_numeric
+
+
+def test_tls_takes_all_three_files_or_none() -> None:
+    assert tls_files(None, "", None) is None
+    assert tls_files("c", "k", "a") == TlsFiles(Path("c"), Path("k"), Path("a"))
+    with pytest.raises(ConfigError, match=r"^--tls-ca: TLS takes this file too"):
+        tls_files("c", "k", None)
+    with pytest.raises(ConfigError, match=r"^--tls-cert, --tls-key: TLS takes all three files"):
+        tls_files(None, None, "a")
