@@ -1,0 +1,262 @@
+"""The socket side of one connection: bytes in, packets out, and an orderly end.
+
+Whatever goes wrong here ends this one connection: nobody else notices.
+"""
+
+import asyncio
+import logging
+import socket
+from itertools import islice
+from typing import TYPE_CHECKING, cast
+
+from broker.protocol import Kind
+from broker.server.access import Identity, UnknownSubject, unverified
+from broker.server.framing import RequestReader
+from broker.server.metrics import KINDS
+from broker.server.peer import Peer
+from broker.server.refusal import Breach, Refusal
+from broker.server.switchboard import Switchboard
+from broker.server.tls import identify
+from broker.wire import Packet, kind_name, response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+PACKETS_PER_TURN = 128
+"""Of one peer, before others have a turn: about a millisecond."""
+
+LINGER_S = 5.0
+"""How long a connection that we end may take to read the last of what we sent."""
+
+
+class ServerConnection(asyncio.Protocol):
+    """One accepted connection. There may be ten thousand: no timers, no buffers while idle."""
+
+    __slots__ = (
+        "_address",
+        "_board",
+        "_ended",
+        "_out",
+        "_peer",
+        "_reader",
+        "_refused",
+        "_socket",
+        "_transport",
+        "_unread",
+    )
+
+    def __init__(self, board: Switchboard, address: str) -> None:
+        """`address`: the peer's, without its port."""
+        self._board = board
+        self._address = address
+        self._reader = RequestReader(board.limits.packet_bytes)
+        self._unread: Iterator[Packet | bytes] | None = None
+        """What has been read but not handled yet; meanwhile no more is read."""
+        self._out: list[bytes] = []
+        self._peer: Peer | None = None
+        """Set as long as it is one of the exchange's."""
+        self._ended = False
+        """Whether we have said our last word; what the peer still sends is thrown away."""
+        self._refused = False
+
+    def __str__(self) -> str:
+        subject = self._peer.identity.subject if self._peer else "a peer"
+        return f"{subject} at {self._address}"
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who it is; None once it has ended."""
+        return self._peer.identity if self._peer else None
+
+    def current_identity(self) -> Identity:
+        """Who it would be if it came now. Raises UnknownSubject."""
+        certificate = self._transport.get_extra_info("peercert")
+        if certificate is None:
+            return unverified(self._address, self._board.access)
+        return identify(certificate, self._address, self._board.access)
+
+    # asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is there, and its TLS handshake is done."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._socket: socket.socket = transport.get_extra_info("socket")
+        board = self._board
+        board.metrics.connections_total += 1
+        try:
+            identity = self.current_identity()
+            board.admit(self, identity)
+        except UnknownSubject as exc:
+            self.expel(Breach("UNKNOWN_CERTIFICATE", str(exc)))
+        except Breach as breach:
+            self.expel(breach)
+        else:
+            self._peer = Peer(next(board.numbers), identity, self.write)
+            board.exchange.join(self._peer)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what has come."""
+        if self._ended:
+            return
+        self._unread = self._reader.feed(data)
+        self._take_turn()
+        # Acknowledge at once: gear's client keeps Nagle's algorithm on, and would hold back its
+        # next packet until the ACK. The kernel forgets this option, so it is set each time.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def eof_received(self) -> None:
+        """The peer says no more: answer what it has said, and close."""
+        # asyncio's TLS tells the end although reading is paused.
+        while self._unread is not None:
+            self._handle_some(self._unread)
+        with self._board.outbox.event():
+            self._leave()
+        self._ended = True
+        # asyncio closes the transport now, after what is still unsent.
+        if self._transport.get_write_buffer_size():
+            self._board.loop.call_later(LINGER_S, self._transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        log.debug("%s is gone: %s", self, exc or "closed")
+        self._ended = True
+        self._unread = None
+        self._out.clear()
+        with self._board.outbox.event():
+            self._leave()
+        self._board.dismiss(self)
+
+    # Reading
+
+    def _take_turn(self) -> None:
+        """Handle some of what has been read; the rest when others have had their turn."""
+        if self._unread is None or self._ended:
+            return
+        self._handle_some(self._unread)
+        if self._unread is None:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+            self._board.loop.call_soon(self._take_turn)
+
+    def _handle_some(self, unread: "Iterator[Packet | bytes]") -> None:
+        with self._board.outbox.event():
+            try:
+                for item in islice(unread, PACKETS_PER_TURN - 1):
+                    self._handle(item)
+                if (last := next(unread, None)) is None:
+                    self._unread = None
+                else:
+                    self._handle(last)
+            except Breach as breach:
+                self.expel(breach)
+            except Exception:
+                log.exception("a defect of ours, met by %s: its connection is closed", self)
+                self.close()
+        if self._ended:
+            self._unread = None
+
+    def _handle(self, item: Packet | bytes) -> None:
+        peer, board = self._peer, self._board
+        if peer is None:
+            return
+        if isinstance(item, bytes):
+            log.debug("%s says %r", self, item)
+            self.write(board.commands.answer(peer, item))
+            return
+        board.metrics.received[item.kind if item.kind < KINDS else 0] += 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s sends %s %r", self, kind_name(item.kind), item.data)
+        try:
+            board.requests.handle(peer, item)
+        except Breach:
+            raise
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._board.metrics.refusals[refusal.code] += 1
+        # One line for each connection: whoever asks in a loop must not fill the disk.
+        log.log(logging.DEBUG if self._refused else logging.WARNING,
+                "refused %s: %s", self, refusal)  # fmt: skip
+        self._refused = True
+        self.write(_spelled(refusal))
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        """Whole packets or lines. Does nothing once the connection has ended."""
+        if self._ended:
+            return
+        if data[:1] == b"\0":
+            self._board.metrics.sent[data[7]] += 1
+        if not self._out:
+            self._board.outbox.add(self)
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """See outbox.Flushable."""
+        if not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        self._transport.write(data)
+        most = self._board.limits.unsent_bytes
+        if self._transport.get_write_buffer_size() > most and not self._ended:
+            self._board.metrics.refusals["SLOW_READER"] += 1
+            log.warning("%s does not read: more than %d bytes unsent, cut off", self, most)
+            self._abort()
+
+    # Ending
+
+    def expel(self, breach: Breach) -> None:
+        """Say why, and end it."""
+        if self._ended:
+            return
+        self._board.metrics.refusals[breach.code] += 1
+        log.warning("ended the connection of %s: %s", self, breach)
+        with self._board.outbox.event():
+            self.write(_spelled(breach))
+            self._close()
+
+    def close(self) -> None:
+        """End it after what is still to be written."""
+        if not self._ended:
+            with self._board.outbox.event():
+                self._close()
+
+    def _close(self) -> None:
+        """Shut down our side and read to the end: a close with something unread is a reset, which
+        takes what we sent last with it."""
+        self._leave()
+        self.flush()
+        self._ended = True
+        self._board.loop.call_later(LINGER_S, self._transport.abort)
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # it has reset the connection
+        self._transport.resume_reading()
+
+    def _abort(self) -> None:
+        self._ended = True
+        self._out.clear()
+        self._leave()
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        if self._peer:
+            peer, self._peer = self._peer, None
+            self._board.exchange.leave(peer)
+
+
+def _spelled(refusal: Refusal) -> bytes:
+    if refusal.code == "TLS_ON_PLAIN_PORT":
+        # It will not understand either; a person who looks at the bytes understands this.
+        return f"ERR {refusal.code} {refusal.text.replace(' ', '+')}\n".encode()
+    return response(Kind.ERROR, refusal.code.encode(), refusal.text.encode())
