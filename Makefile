@@ -2,9 +2,10 @@
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 LAB := $(BIN)/python -m tests.lab
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type unit contract functional e2e bench schemas constraints clean
+.PHONY: help setup demo test check lint type unit contract functional fuzz e2e bench schemas constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -15,7 +16,7 @@ setup: ## install everything: packages, and a virtual environment at .venv
 demo: setup ## two hosts, a broker, agents and clients on this machine; nothing stays behind
 	tests/lab/demo.sh
 
-test: setup check contract functional e2e ## all tests, with real VMs on real Open vSwitch
+test: setup check contract functional fuzz e2e ## all tests, with real VMs on real Open vSwitch
 	@echo "all tests passed"
 
 check: lint type unit ## ruff, mypy, import rules, unit tests
@@ -37,11 +38,15 @@ contract: ## one suite over fake drivers and, in a lab host, over real libvirt a
 functional: ## brokers, agents and clients as real processes
 	$(PYTEST) tests/functional
 
+fuzz: ## any bytes and any requests, for FUZZ_SECONDS, against the broker's readers and books
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) --capture=no --timeout=0 tests/fuzz
+
 e2e: ## the whole chain in a lab of two hosts
 	$(PYTEST) tests/e2e
 
-bench: setup ## what a CI job feels, beside toci's version 1
-	$(BIN)/python -m tests.benchmarks
+bench: setup ## the broker and the client beside their rivals; writes docs/performance.md
+	mkdir -p build
+	$(BIN)/python -m tests.benchmarks --json build/bench.json --markdown docs/performance.md
 
 schemas: ## write schemas/json again
 	$(BIN)/python -m schemas.generate

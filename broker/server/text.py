@@ -127,7 +127,9 @@ class AdminCommands:
         # Nobody knows who a peer without a certificate is; one on this machine could kill us too.
         if not (peer.identity.is_verified or ip_address(peer.identity.address).is_loopback):
             raise Refusal("NOT_PERMITTED", "shutdown is for operators with a certificate")
-        self._shut_down(rest.lower() == b"graceful")
+        if rest.lower() not in (b"", b"graceful"):
+            raise Refusal("INVALID_ARGUMENT", "shutdown [graceful]")
+        self._shut_down(bool(rest))
         return _OK
 
 

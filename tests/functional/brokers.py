@@ -47,6 +47,17 @@ def _ours(listen: Endpoint, _: Path) -> list[str]:
     return [_in_venv("testenv-broker"), "run", "--listen", str(listen)]
 
 
+def ours_with(config: str) -> BrokerKind:
+    """Our broker with a configuration (TOML)."""
+
+    def command(listen: Endpoint, folder: Path) -> list[str]:
+        file = folder / "broker.toml"
+        file.write_text(config)
+        return [*_ours(listen, folder), "--config", str(file)]
+
+    return BrokerKind("testenv-broker", command)
+
+
 def _geard(listen: Endpoint, _: Path) -> list[str]:
     return [_in_venv("geard"), "-d", "-p", str(listen.port), "--listen-address", listen.host]
 
@@ -103,6 +114,16 @@ class RunningBroker:
     def log(self) -> str:
         """What all its processes so far wrote to stderr."""
         return (self._folder / "stderr").read_text(errors="replace")
+
+    def has_ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
+    def memory_kib(self) -> int:
+        """What of it is in memory now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises RuntimeError with its log if it does not."""

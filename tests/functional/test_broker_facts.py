@@ -21,7 +21,7 @@ from tests.functional.brokers import (
 from tests.functional.wire_peers import BOUND_S, GEARMAND_FORGETS_S
 
 any_broker = pytest.mark.parametrize("kind", BROKERS, ids=str)
-geards = pytest.mark.parametrize("kind", [GEARD, OURS], ids=str)
+others = pytest.mark.parametrize("kind", [GEARD, GEARMAND, GEARMAND_TUNED], ids=str)
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ async def heard(link: Link) -> None:
     await link.ask_status(b"any").wait()
 
 
-@any_broker
+@others
 async def test_anybody_may_ask_for_the_status_of_a_job(kind: BrokerKind) -> None:
     async with three_links(kind) as (submitter, worker, onlooker):
         job = await submit(submitter, "f", b"")
@@ -104,8 +104,8 @@ async def test_gearmand_with_one_try_fails_a_job_whose_function_its_worker_takes
         assert (await job.result()).outcome is Outcome.FAIL
 
 
-@geards
-async def test_geard_leaves_a_job_with_a_worker_that_takes_its_function_back(
+@pytest.mark.parametrize("kind", [GEARD, OURS], ids=str)
+async def test_geard_and_ours_leave_a_job_with_a_worker_that_takes_its_function_back(
     kind: BrokerKind,
 ) -> None:
     async with three_links(kind) as (submitter, worker, _):
@@ -130,20 +130,23 @@ async def test_queued_job_of_a_dead_client_is_given_to_nobody(kind: BrokerKind) 
         assert not (await onlooker.ask_status(job.handle.encode()).wait()).known
 
 
-@pytest.mark.parametrize("kind", [GEARMAND, GEARMAND_TUNED], ids=str)
-async def test_gearmand_goes_on_running_the_job_of_a_dead_client(kind: BrokerKind) -> None:
+@pytest.mark.parametrize("kind", [GEARMAND, GEARMAND_TUNED, OURS], ids=str)
+async def test_gearmand_and_ours_go_on_running_the_job_of_a_dead_client(kind: BrokerKind) -> None:
     async with three_links(kind) as (submitter, worker, onlooker):
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
-        await grab(worker)
+        held = await grab(worker)
         await submitter.aclose()
         await heard(worker)
         assert (await onlooker.ask_status(job.handle.encode()).wait()).running
+        worker.send_work(Kind.WORK_COMPLETE, held.handle, b"for nobody")
+        await heard(worker)
+        assert not (await onlooker.ask_status(job.handle.encode()).wait()).known
+        assert not worker.is_lost
 
 
-@geards
-async def test_geard_forgets_the_running_job_of_a_dead_client(kind: BrokerKind) -> None:
-    async with three_links(kind) as (submitter, worker, onlooker):
+async def test_geard_forgets_the_running_job_of_a_dead_client() -> None:
+    async with three_links(GEARD) as (submitter, worker, onlooker):
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
         await grab(worker)
@@ -151,26 +154,56 @@ async def test_geard_forgets_the_running_job_of_a_dead_client(kind: BrokerKind) 
         assert not (await onlooker.ask_status(job.handle.encode()).wait()).known
 
 
-@pytest.mark.parametrize("kind", [GEARMAND, GEARMAND_TUNED], ids=str)
-async def test_gearmand_ignores_the_end_of_a_job_from_anyone_but_its_worker(
+@pytest.mark.parametrize("kind", [GEARMAND, GEARMAND_TUNED, OURS], ids=str)
+async def test_gearmand_and_ours_ignore_the_end_of_a_job_from_anyone_but_its_worker(
     kind: BrokerKind,
 ) -> None:
     async with three_links(kind) as (submitter, worker, onlooker):
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
-        await grab(worker)
-        onlooker.send_work(Kind.WORK_COMPLETE, job.handle.encode(), b"forged")
+        held = await grab(worker)
+        onlooker.send_work(Kind.WORK_COMPLETE, held.handle, b"forged")
         await heard(onlooker)
         assert (await job.status()).running
         assert not onlooker.is_lost
+        worker.send_work(Kind.WORK_COMPLETE, held.handle, b"genuine")
+        assert (await job.result()).data == b"genuine"
 
 
-@geards
-async def test_geard_lets_anybody_end_any_job(kind: BrokerKind) -> None:
+async def test_geard_lets_anybody_end_any_job() -> None:
     """Hence a job belongs to the connection that it came on, and agents trust lease ids only."""
-    async with three_links(kind) as (submitter, worker, onlooker):
+    async with three_links(GEARD) as (submitter, worker, onlooker):
         job = await submit(submitter, "f", b"")
         offer(worker, "f")
         await grab(worker)
         onlooker.send_work(Kind.WORK_COMPLETE, job.handle.encode(), b"forged")
         assert (await job.result()).data == b"forged"
+
+
+async def test_ours_tells_the_submitter_its_place_in_the_queue() -> None:
+    async with three_links(OURS) as (submitter, worker, _):
+        first, second = await submit(submitter, "f", b""), await submit(submitter, "f", b"")
+        assert await second.status() == (True, False, 2, 2)
+        offer(worker, "f")
+        await grab(worker)
+        assert await first.status() == (True, True, 0, 0)
+        assert await second.status() == (True, False, 1, 1)
+
+
+async def test_ours_fails_the_job_of_a_dead_worker() -> None:
+    async with three_links(OURS) as (submitter, worker, _):
+        job = await submit(submitter, "f", b"")
+        offer(worker, "f")
+        await grab(worker)
+        worker.abort("killed by the test")
+        assert (await job.result()).outcome is Outcome.FAIL
+
+
+async def test_handles_of_ours_never_come_again() -> None:
+    with running_broker(OURS) as broker:
+        handles = set()
+        for _ in range(2):
+            async with await Link.open(broker.endpoint, client_id="submitter") as link:
+                handles |= {(await submit(link, "f", b"")).handle for _ in range(100)}
+            broker.restart()
+    assert len(handles) == 200

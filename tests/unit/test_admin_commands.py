@@ -81,11 +81,13 @@ def test_cancel_takes_a_queued_job_only(office: Office) -> None:
         ("maxqueue f 99999999999", "INVALID_ARGUMENT"),
         ("create function", "INVALID_ARGUMENT"),
         ("drop function a b", "INVALID_ARGUMENT"),
+        ("shutdown foo", "INVALID_ARGUMENT"),
     ],
 )
 def test_nonsense_gets_an_error_line(office: Office, line: str, code: str) -> None:
-    [answer] = office.ask(office.rig.peer(), line)
+    [answer] = office.ask(office.rig.peer("127.0.0.1"), line)
     assert answer.startswith(f"ERR {code} ")
+    assert office.shutdowns == []
     assert list(office.rig.exchange.functions()) == []
 
 
