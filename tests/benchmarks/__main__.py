@@ -1,173 +1,118 @@
-"""`make bench`: what a CI job feels, beside toci's version 1 in the same run.
+"""`make bench`: what the broker and the client cost, beside their rivals in the same run.
 
-    python -m tests.benchmarks [--runs N] [--json FILE]
+    python -m tests.benchmarks [--only NAME]... [--runs N] [--json FILE] [--markdown FILE]
 
-Prints a table (medians, p95, n, ratio of medians) on stdout; `--json` writes the figures too.
+Prints tables on stdout, and says on stderr what it does. Exit status 1 if a bar is missed.
 """
 
+import compileall
 import json
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.functional.brokers import OURS, RunningBroker, running_broker
+from tests.benchmarks.client_start import CLIENT_START
+from tests.benchmarks.dispatch import DISPATCH
+from tests.benchmarks.figures import (
+    BAR_HEADINGS,
+    HEADINGS,
+    Benchmark,
+    Figures,
+    Row,
+    bar_rows,
+    document,
+    rows,
+)
+from tests.benchmarks.fleet import FLEET
+from tests.benchmarks.hand_over import HAND_OVER
+from tests.benchmarks.idle import IDLE
+from tests.benchmarks.machine import machine
+from tests.benchmarks.markdown import page
+from tests.benchmarks.round_trips import ROUND_TRIPS
+from tests.benchmarks.storm import STORM
 
-BIN = Path(sys.executable).parent
-PEERS = Path(__file__).parents[1] / "functional" / "peers"
-STAMP = "echo $(date +%s%N) >>"
-WAITING = 5
-TIMEOUT_S = 60.0
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (DISPATCH, ROUND_TRIPS, STORM, IDLE, CLIENT_START, HAND_OVER, FLEET)
+}
 
-Client = Callable[[RunningBroker, Sequence[str]], list[str]]
-Agent = Callable[[RunningBroker, Path], list[str]]
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("broker", "hosts", "schemas", "testenv")
 
-
-@dataclass(frozen=True)
-class Peers:
-    """A client and an agent that belong together."""
-
-    name: str
-    client: Client
-    agent: Agent
-
-
-def _our_client(broker: RunningBroker, words: Sequence[str]) -> list[str]:
-    return [str(BIN / "testenv-client"), "-b", str(broker.endpoint), "--", *words]
-
-
-def _our_agent(broker: RunningBroker, folder: Path) -> list[str]:
-    serve = [str(BIN / "testenv-host"), "serve", str(folder / "env.json")]
-    return [*serve, "-b", str(broker.endpoint), "--state-dir", str(folder)]
-
-
-def _toci_client(broker: RunningBroker, words: Sequence[str]) -> list[str]:
-    return [sys.executable, str(PEERS / "v1_client.py"), "-b", str(broker.endpoint), "--", *words]
+Results = Sequence[tuple[Benchmark, Figures]]
 
 
-def _toci_agent(broker: RunningBroker, folder: Path) -> list[str]:
-    worker = [sys.executable, str(PEERS / "v1_worker.py"), "-b", str(broker.endpoint)]
-    return [*worker, str(folder / "env.json")]
+def compile_packages() -> None:
+    """As pip does on installation: a tree that was just edited would compile at every start."""
+    for package in PACKAGES:
+        compileall.compile_dir(ROOT / package, quiet=1)
 
 
-OUR_PEERS = Peers("testenv", _our_client, _our_agent)
-TOCI_PEERS = Peers("toci v1", _toci_client, _toci_agent)
+def measure(benchmarks: Iterable[Benchmark], runs: int) -> Results:
+    """Run them one after the other: the machine is to be theirs alone."""
+    results = []
+    for benchmark in benchmarks:
+        start = time.monotonic()
+        figures = Figures()
+        for figure in benchmark.measure(runs):
+            click.echo(f"{benchmark.name}: {figure.what}: {figure.who}", err=True)
+            figures.add(figure)
+        click.echo(f"{benchmark.name} took {time.monotonic() - start:.0f} s", err=True)
+        results.append((benchmark, figures))
+    return results
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row: milliseconds of one pair of peers."""
-
-    what: str
-    who: str
-    n: int
-    median_ms: float
-    p95_ms: float
-
-    @classmethod
-    def of(cls, what: str, who: str, samples: Sequence[float]) -> "Figure":
-        p95 = statistics.quantiles(samples, n=20)[-1]
-        return cls(what, who, len(samples), statistics.median(samples), p95)
+def show(results: Results, console: Console) -> None:
+    """Tables for a terminal."""
+    for benchmark, figures in results:
+        console.print(_table(benchmark.name, HEADINGS, rows(figures, benchmark.ours)))
+    bars = [row for benchmark, figures in results for row in bar_rows(benchmark.bars, figures)]
+    if bars:
+        console.print(_table("bars", BAR_HEADINGS, bars))
 
 
-@contextmanager
-def served(broker: RunningBroker, peers: Peers, folder: Path) -> Iterator[None]:
-    """An environment that `peers`' agent offers, proved by one client."""
-    (folder / "env.json").write_text('{"seed-ip": "203.0.113.10"}')
-    command = peers.agent(broker, folder)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as agent:
-        try:
-            _finish(peers.client(broker, ["true"]))
-            yield
-        finally:
-            agent.kill()
-
-
-def cold_client(peers: Peers, broker: RunningBroker, folder: Path, runs: int) -> list[float]:
-    """From the spawn of a client to its command's first step, ms; the environment is free."""
-    samples = []
-    for run in range(runs):
-        stamps = folder / f"{peers.name}-cold-{run}"
-        spawned = time.time_ns()
-        _finish(peers.client(broker, ["sh", "-c", f"{STAMP} '{stamps}'"]))
-        samples.append((int(stamps.read_text()) - spawned) / 1e6)
-        time.sleep(0.05)
-    return samples
-
-
-def hand_over(peers: Peers, broker: RunningBroker, folder: Path, rounds: int) -> list[float]:
-    """From a command's last step to the next waiting client's command, ms; five wait."""
-    samples = []
-    for round_ in range(rounds):
-        stamps = folder / f"{peers.name}-{round_}"
-        script = f"{STAMP} '{stamps}'; sleep 0.05; {STAMP} '{stamps}'"
-        clients = [
-            subprocess.Popen(peers.client(broker, ["sh", "-c", script]), stderr=subprocess.DEVNULL)
-            for _ in range(WAITING + 1)
-        ]
-        for client in clients:
-            client.wait(timeout=TIMEOUT_S)
-        times = [int(line) for line in stamps.read_text().split()]
-        ends, starts = times[1:-1:2], times[2::2]
-        samples += [(start - end) / 1e6 for end, start in zip(ends, starts, strict=True)]
-    return samples
-
-
-def measure(runs: int) -> list[Figure]:
-    figures = []
-    with ExitStack() as stack:
-        broker = stack.enter_context(running_broker(OURS))
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="testenv-bench-")))
-        with served(broker, OUR_PEERS, folder):
-            # Both clients in turn on one agent, so that a slow moment hits both.
-            for peers in (OUR_PEERS, TOCI_PEERS):
-                samples = cold_client(peers, broker, folder, runs)
-                figures.append(Figure.of("cold client, spawn to command", peers.name, samples))
-            samples = hand_over(OUR_PEERS, broker, folder, max(1, runs // WAITING))
-            figures.append(Figure.of("hand-over, 5 waiting", OUR_PEERS.name, samples))
-        with served(broker, TOCI_PEERS, folder):
-            samples = hand_over(TOCI_PEERS, broker, folder, 1)
-            figures.append(Figure.of("hand-over, 5 waiting", TOCI_PEERS.name, samples))
-    return figures
-
-
-def _finish(command: list[str]) -> None:
-    subprocess.run(command, check=True, timeout=TIMEOUT_S, capture_output=True)
-
-
-def _table(figures: Sequence[Figure]) -> Table:
-    table = Table("figure", "who", "n", "median ms", "p95 ms", "ratio to toci")
-    rivals = {figure.what: figure for figure in figures if figure.who == TOCI_PEERS.name}
-    for figure in figures:
-        ratio = figure.median_ms / rivals[figure.what].median_ms
-        times = (f"{figure.median_ms:.1f}", f"{figure.p95_ms:.1f}", f"{ratio:.3f}")
-        table.add_row(figure.what, figure.who, str(figure.n), *times)
+def _table(title: str, headings: Row, cells: Iterable[Row]) -> Table:
+    table = Table(*headings, title=title)
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
 @click.command()
+@click.option(
+    "--only",
+    type=click.Choice(list(BENCHMARKS)),
+    multiple=True,
+    help="Measure this alone; repeatable.",
+)
 @click.option("--runs", type=click.IntRange(min=5), default=20, show_default=True)
-@click.option("--json", "path", type=click.Path(path_type=Path), metavar="FILE")
-def main(runs: int, path: Path | None) -> None:
-    """Measure, and print a table.
+@click.option(
+    "--json", "as_json", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures."
+)
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the tables."
+)
+def main(only: Sequence[str], runs: int, as_json: Path | None, markdown: Path | None) -> None:
+    """Measure, and print tables. Nothing else should run on the machine meanwhile.
 
     \b
     Example:
-      python -m tests.benchmarks --runs 50 --json bench.json
+      python -m tests.benchmarks --only dispatch --runs 50 --json bench.json
     """
-    figures = measure(runs)
-    Console(width=110).print(_table(figures))
-    if path:
-        path.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    compile_packages()
+    results = measure([BENCHMARKS[name] for name in only or BENCHMARKS], runs)
+    show(results, Console(width=None if sys.stdout.isatty() else 150))
+    if as_json:
+        as_json.write_text(json.dumps(document(machine(), results), indent=2) + "\n")
+    if markdown:
+        markdown.write_text(page(machine(), results))
+    verdicts = {bar.verdict(figures) for benchmark, figures in results for bar in benchmark.bars}
+    sys.exit(bool(verdicts - {"met"}))
 
 
 if __name__ == "__main__":
