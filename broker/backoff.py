@@ -1,6 +1,5 @@
 """Delays between attempts to reach a broker."""
 
-import random
 from collections.abc import Iterator
 
 
@@ -10,6 +9,8 @@ def backoff(first: float = 0.05, cap: float = 5.0) -> Iterator[float]:
     The first is short, so that a broker's restart costs little; the jitter keeps a fleet from
     knocking in step.
     """
+    import random  # not on the way of a client whose first attempt succeeds
+
     delay = first
     while True:
         yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards no secret

@@ -220,7 +220,8 @@ class _Race:
         if place:
             await self._wait_for_turn(place)
         endpoint = self._endpoints[place]
-        for pause in backoff(cap=PERSIST_CAP_S):
+        pauses = backoff(cap=PERSIST_CAP_S)
+        while True:
             try:
                 link = await Link.open(endpoint, client_id=self._client_id, timeout=self._timeout)
             except BrokerUnreachable as exc:
@@ -231,7 +232,7 @@ class _Race:
                 return
             if not self._persist:
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(next(pauses))
 
     def _finish(self, place: int, link: Link) -> None:
         if self.winner:

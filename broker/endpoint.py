@@ -1,7 +1,7 @@
 """Addresses of Gearman brokers, as options and configuration spell them. No gear here: cheap."""
 
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from broker.tls import TlsFiles, client_context
 from schemas.errors import ConfigError
@@ -19,8 +19,7 @@ _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
 _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](:(?P<port>.*))?")
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where a broker listens: `host` is a name or an address (IPv6 without brackets).
 
     `tls`: what to show and whom to trust there; None for plain text.
@@ -77,7 +76,7 @@ def parse_endpoints(
     """
     if tls:
         client_context(tls)
-    parsed = (replace(parse_endpoint(part, source), tls=tls) for part in text.split(","))
+    parsed = (parse_endpoint(part, source)._replace(tls=tls) for part in text.split(","))
     return tuple(dict.fromkeys(parsed))
 
 

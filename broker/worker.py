@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
@@ -231,6 +230,8 @@ class Worker:
             asyncio.ensure_future(reason)
             for reason in (self._stirred.wait(), withdraw.wait(), self._links.changed(seen))
         ]
+        import random  # while a broker looks for a job: a client has nothing else to do then
+
         pause = random.uniform(*self._poll)  # noqa: S311 - spreads load, guards no secret
         try:
             done, _ = await asyncio.wait(

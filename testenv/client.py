@@ -72,6 +72,7 @@ def _run_in_environment(report: Report, options: Options, guard: Guard, talk: Ta
 
     from testenv.run import run_in_environment
 
+    gc.freeze()  # what was imported stays: the first search for garbage need not go through it
     gc.enable()
     if options.debug:
         import logging

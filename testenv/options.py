@@ -6,13 +6,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
 from broker.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE, TlsFiles, tls_files
 from schemas.errors import ConfigError
 from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_KILL_AFTER_S, MAX_TIMEOUT_S
-from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function
+from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function, random_id
 from testenv.workspace import DATAFILE_SUFFIX
 
 _MAX_JOBNUM = 100
@@ -70,6 +69,14 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     )
 
 
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """Of a fixed width: argparse makes one for every option, and would import shutil to ask the
+    terminal, which takes longer than all the rest of the command line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="testenv-client",
@@ -77,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Lock a test environment, run COMMAND in it, and give it back. "
         "COMMAND finds the environment's data file at $TE_DATAFILE.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Layout,
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -152,7 +159,7 @@ def _tls(given: argparse.Namespace, environment: Mapping[str, str]) -> TlsFiles 
 
 def _jobnum(option: str | None) -> str:
     if option is None:
-        return uuid4().hex
+        return random_id()
     printable = option.isascii() and option.isprintable() and " " not in option
     if not (printable and 0 < len(option) <= _MAX_JOBNUM):
         what = f"{option!r} is not 1 to {_MAX_JOBNUM} ASCII characters without spaces"

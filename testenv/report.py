@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -55,21 +54,22 @@ def reason_of(error: TestenvError) -> Reason:
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.INTERNAL)
 
 
-@dataclass
 class Report:
-    """Filled in as things happen; None is what was never known."""
+    """Filled in as things happen; None is what was never known. Its attributes are the report's
+    keys."""
 
-    lease: str | None = None
-    environment: str | None = None
-    waited_s: float | None = None
-    """From the start to the offer, or to the end of waiting."""
-    ran_s: float | None = None
-    """From the command's start to its end."""
-    exit_code: int | None = None
-    """The client's exit status."""
-    reason: Reason | None = None
-    message: str | None = None
-    """What the client said on stderr about it."""
+    def __init__(self, exit_code: int | None = None, reason: Reason | None = None) -> None:
+        self.lease: str | None = None
+        self.environment: str | None = None
+        self.waited_s: float | None = None
+        """From the start to the offer, or to the end of waiting."""
+        self.ran_s: float | None = None
+        """From the command's start to its end."""
+        self.exit_code = exit_code
+        """The client's exit status."""
+        self.reason = reason
+        self.message: str | None = None
+        """What the client said on stderr about it."""
 
     def name_lease(self, document: dict[str, Any]) -> None:
         """Note the lease and environment that a data file names, if it does (v1's do not)."""
@@ -85,7 +85,7 @@ class Report:
         draft.unlink(missing_ok=True)
         # "x": somebody's link of that name is not followed.
         with draft.open("x") as file:
-            file.write(json.dumps(asdict(self), indent=2) + "\n")
+            file.write(json.dumps(vars(self), indent=2) + "\n")
         draft.replace(path)
 
 

@@ -3,14 +3,13 @@
 import asyncio
 import os
 import pwd
-from uuid import uuid4
 
 from broker.client import first_link
 from broker.link import PING_INTERVAL_S, PING_TIMEOUT_S, Link
 from broker.worker import Assignment
 from schemas.errors import ConnectionLost, LeaseLost, LeaseTimeout, LockError
 from schemas.lock import LockRequest, parse_offer
-from schemas.names import callback_function
+from schemas.names import callback_function, random_id
 from testenv.acquire import Lock, any_of, describe_end, lock_requested, running, wait_for_offer
 from testenv.command import GUARD_SLACK_S, Command
 from testenv.errors import GuardLost
@@ -65,9 +64,10 @@ class _Run:
 
     async def run(self) -> int:
         options = self._options
+        request = lock_request(options)
         async with (
             await self._connect() as link,
-            lock_requested(link, options.function, lock_request(options), uuid4().hex) as lock,
+            lock_requested(link, options.function, request, random_id()) as lock,
         ):
             offer = await self._wait(lock)
             deadline = self._clock() + options.timeout_s
@@ -122,6 +122,7 @@ class _Run:
                     self._talk.say("the lease is over; stopping the command")
             finally:
                 unkillable = await command.end()
+                offer.complete()  # at once: the next job need not wait for our tidying up
                 self._report.ran_s = command.ran_s
         if unkillable:
             self._talk.say(f"{unkillable} processes of the command cannot be ended")
@@ -154,7 +155,7 @@ def lock_request(options: Options) -> LockRequest:
     """What is asked of the agent, and promised to it."""
     return LockRequest(
         # Two clients of one job number must never be called for each other.
-        callback=callback_function(f"{options.jobnum}_{uuid4().hex[:8]}"),
+        callback=callback_function(f"{options.jobnum}_{random_id()[:8]}"),
         timeout_s=options.timeout_s,
         holder=f"{options.jobnum} {_user()}@{os.uname().nodename}",
         # A broken link is noticed at the latest when a ping's answer stays out.

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from typing import Self
 
 from testenv.command import Command
@@ -28,7 +27,7 @@ class Signals:
     def __enter__(self) -> Self:
         for number in RELAYED:
             if number != signal.SIGTSTP:
-                self._handle(number, self._end_wait)
+                self._handle(number)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,8 +38,7 @@ class Signals:
     def relay_to(self, command: Command) -> None:
         """From now on all signals are `command`'s."""
         self._command = command
-        for number in RELAYED:
-            self._handle(number, command.signal)
+        self._handle(signal.SIGTSTP)
 
     def suspend(self) -> None:
         """Stop our own job, as the terminal has stopped the command; return when it goes on.
@@ -50,15 +48,17 @@ class Signals:
         if self._command:
             self._loop.remove_signal_handler(signal.SIGTSTP)
             os.killpg(os.getpgrp(), signal.SIGTSTP)
-            self._handle(signal.SIGTSTP, self._command.signal)
+            self._handle(signal.SIGTSTP)
             self._command.resume()
 
-    def _handle(self, number: int, handler: Callable[[int], None]) -> None:
+    def _handle(self, number: int) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             self._handled.add(number)
-            self._loop.add_signal_handler(number, handler, number)
+            self._loop.add_signal_handler(number, self._received, number)
 
-    def _end_wait(self, number: int) -> None:
-        if self.interrupt is None and self._waiting:
+    def _received(self, number: int) -> None:
+        if self._command:
+            self._command.signal(number)
+        elif self.interrupt is None and self._waiting:
             self.interrupt = Interrupted(number)
             self._waiting.cancel()

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
+
+from schemas.names import random_id
 
 DATAFILE_SUFFIX = ".json"
 """Readers (os-apply-config among them) go by the name's end."""
@@ -30,7 +31,7 @@ def workspace(name: str, text: bytes, keep: Path | None = None) -> Iterator[Work
     `name` (a lease or job id, made safe) is part of the file's name. `keep` is where the data
     file goes instead, to stay. Raises OSError.
     """
-    directory = Path(os.environ.get("TMPDIR") or "/tmp") / f"testenv-{uuid4().hex}"  # noqa: S108 - made by mkdir, which fails if it exists
+    directory = Path(os.environ.get("TMPDIR") or "/tmp") / f"testenv-{random_id()}"  # noqa: S108 - made by mkdir, which fails if it exists
     directory = directory.absolute()
     directory.mkdir(mode=0o700)
     try:
