@@ -14,9 +14,10 @@ DEFAULT_BROKER = "127.0.0.1:4730"
 DEFAULT_PORT = 4730
 """Gearman's port (IANA)."""
 
-_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?")
-_V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
-_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](:(?P<port>.*))?")
+# Not compiled here: a client needs one of them, once.
+_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?"
+_V6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?"
+_BRACKETED = r"\[(?P<host>[^\[\]]*)\](:(?P<port>.*))?"
 
 
 class Endpoint(NamedTuple):
@@ -47,15 +48,15 @@ def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoin
     with `any_port` only (it means "pick one", for a listening address). Raises ConfigError.
     """
     text = text.strip()
-    if bracketed := _BRACKETED.fullmatch(text):
+    if text.startswith("[") and (bracketed := re.fullmatch(_BRACKETED, text)):
         host, port = bracketed["host"], bracketed["port"]
-        valid = _V6.fullmatch(host)
+        valid = re.fullmatch(_V6, host)
     else:
         host, colon, rest = text.partition(":")
         port = rest if colon else None
         if ":" in rest:
             raise _refusal(source, text, "put brackets around an IPv6 address: [::1]:4730")
-        valid = _NAME.fullmatch(host)
+        valid = re.fullmatch(_NAME, host)
     if not valid:
         raise _refusal(source, text, "give HOST or HOST:PORT, as in 127.0.0.1:4730")
     if port is None:

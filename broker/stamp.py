@@ -9,10 +9,10 @@ import re
 
 from schemas.names import UNVERIFIED
 
-_STAMPED = re.compile(rb"H:[A-Za-z0-9_-]{16}:((?:job|host|operator)/[A-Za-z0-9][A-Za-z0-9._-]*)")
+_STAMPED = rb"H:[A-Za-z0-9_-]{16}:((?:job|host|operator)/[A-Za-z0-9][A-Za-z0-9._-]*)"
 
 
 def submitter(handle: bytes) -> str:
     """The subject in a handle; `unverified` if it has none, as other brokers' have not."""
-    stamped = _STAMPED.fullmatch(handle)
+    stamped = re.fullmatch(_STAMPED, handle)
     return stamped[1].decode() if stamped else UNVERIFIED

@@ -19,8 +19,6 @@ HOST_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_LABELS = 6
 """Six labels make 64 functions for one environment; more would flood a broker's tables."""
 
-_LABEL = re.compile(LABEL_PATTERN)
-
 
 def random_id() -> str:
     """32 hexadecimal digits that nobody else has. (Importing uuid would cost a client 2 ms.)"""
@@ -51,7 +49,7 @@ def is_lock_function(function: str) -> bool:
 
 def is_label(text: str) -> bool:
     """Whether `text` may name a label (lower case, digits, `.`, `_`, `-`, 32 characters)."""
-    return _LABEL.fullmatch(text) is not None
+    return re.fullmatch(LABEL_PATTERN, text) is not None
 
 
 def lock_function(labels: Iterable[str]) -> str:

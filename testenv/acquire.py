@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from broker.admin import FunctionStatus
 
 _HOST_WATCH_S = 5.0
+_NEXT_CALL_S = 0.02
 _FIRST_NEWS_S = 2.0
 _NEWS_S = 30.0
 _LIVE_NEWS_S = 2.0
@@ -65,6 +66,8 @@ class Lock:
                     _decline(call)
                 else:
                     self.offer.set_result(call)
+                    # The next call can wait until the command runs; the command should not.
+                    await asyncio.sleep(_NEXT_CALL_S)
 
     async def situation(self) -> str:
         """Why one waits, in words, as far as the broker tells."""

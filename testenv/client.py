@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import SIGNAL_BASE, ExitStatus
@@ -68,7 +70,8 @@ def _fill_in(report: Report, options: Options, guard: Guard, talk: Talk) -> None
 
 def _run_in_environment(report: Report, options: Options, guard: Guard, talk: Talk) -> int:
     """Returns and raises as testenv.run does."""
-    import asyncio
+    with _openssl_left_out(unless=any(broker.tls for broker in options.brokers)):
+        import asyncio
 
     from testenv.run import run_in_environment
 
@@ -81,3 +84,19 @@ def _run_in_environment(report: Report, options: Options, guard: Guard, talk: Ta
     # With `stty tostop`, a word on stderr from the background would stop us.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     return asyncio.run(run_in_environment(options, guard, report, talk))
+
+
+@contextmanager
+def _openssl_left_out(*, unless: bool) -> Iterator[None]:
+    """Importing asyncio in here does not load OpenSSL, a tenth of the way to the command.
+
+    asyncio does without the ssl module, as some Pythons have none; only TLS needs it.
+    """
+    if unless or "ssl" in sys.modules:
+        yield
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # importlib's way to say "not here"
+    try:
+        yield
+    finally:
+        del sys.modules["ssl"]

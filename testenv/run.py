@@ -80,8 +80,7 @@ class _Run:
                 return await self._use(offer, lock, deadline)
             finally:
                 if self._command.may_have_run:  # else the context declines: nobody touched it
-                    offer.complete()
-                    await any_of(lock.ended, timeout=_GOODBYE_S)
+                    await _give_back(offer, lock)
 
     async def _connect(self) -> Link:
         """A link to a broker, which may just be restarting."""
@@ -122,8 +121,9 @@ class _Run:
                     self._talk.say("the lease is over; stopping the command")
             finally:
                 unkillable = await command.end()
-                offer.complete()  # at once: the next job need not wait for our tidying up
                 self._report.ran_s = command.ran_s
+                # Before we tidy up, which would take the next job's time, and its CPU.
+                await _give_back(offer, lock)
         if unkillable:
             self._talk.say(f"{unkillable} processes of the command cannot be ended")
         status = command.exited.result()
@@ -149,6 +149,12 @@ class _Run:
             lost = LeaseLost(str(loss))
             lost.__cause__ = loss
             return lost
+
+
+async def _give_back(offer: Assignment, lock: Lock) -> None:
+    """End the lease, and wait until its host has heard."""
+    if offer.complete():
+        await any_of(lock.ended, timeout=_GOODBYE_S)
 
 
 def lock_request(options: Options) -> LockRequest:

@@ -33,13 +33,23 @@ def workspace(name: str, text: bytes, keep: Path | None = None) -> Iterator[Work
     """
     directory = Path(os.environ.get("TMPDIR") or "/tmp") / f"testenv-{random_id()}"  # noqa: S108 - made by mkdir, which fails if it exists
     directory = directory.absolute()
+    path = keep.absolute() if keep else directory / datafile_name(name)
     directory.mkdir(mode=0o700)
     try:
-        path = keep.absolute() if keep else directory / datafile_name(name)
         _write_private(path, text)
         yield Workspace(directory, path)
     finally:
-        import shutil  # not on the way to the command's start
+        _remove(directory, path)
+
+
+def _remove(directory: Path, datafile: Path) -> None:
+    """Remove a workspace with all that the command has left there."""
+    try:
+        if datafile.parent == directory:
+            datafile.unlink()
+        directory.rmdir()
+    except OSError:
+        import shutil  # costs more than all the rest, and most commands leave nothing
 
         shutil.rmtree(directory, ignore_errors=True)
 

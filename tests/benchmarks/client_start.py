@@ -14,7 +14,7 @@ from tests.benchmarks.figures import Bar, Benchmark, Figure, Key
 from tests.benchmarks.peers import OURS, TOCI, Peers, client_command, finish, served
 from tests.benchmarks.rivals import OURS as OUR_BROKER
 from tests.benchmarks.rivals import running_rival
-from tests.benchmarks.stamped import EVENTS
+from tests.benchmarks.stamped import CONNECT, START
 
 _PAUSE_S = 0.05
 """Between two clients: the first one's agent and guard have settled then."""
@@ -52,8 +52,7 @@ class _Trial:
         watch = [sys.executable, _STAMPED, str(self._stamps)]
         finish([*watch, *peers.client(self._broker), "--", "true"])
         times = dict(line.split() for line in self._stamps.read_text().splitlines())
-        connected, started = (int(times[event]) for event in EVENTS)
-        return (started - connected) / 1e6
+        return (int(times[START]) - int(times[CONNECT])) / 1e6
 
     def wall(self, peers: Peers) -> float:
         """Milliseconds from the spawn of a client to its end."""

@@ -2,7 +2,7 @@
 
     python stamped.py FILE PROGRAM ARGUMENT...
 
-Appends `<event> <nanoseconds of the epoch>` to FILE. The hooks are Python's own audit events, so
+Appends `connect` or `start` and `<nanoseconds of the epoch>` to FILE. The hooks are Python's own audit events, so
 that all programs are watched in the same way, at next to no cost; forked children keep them.
 """
 
@@ -11,19 +11,22 @@ import runpy
 import sys
 import time
 
-EVENTS = ("socket.connect", "subprocess.Popen")
+CONNECT = "connect"
+START = "start"
+_EVENTS = {"socket.connect": CONNECT, "subprocess.Popen": START, "os.exec": START}
+"""The audit events; our client forks ahead and execs later, toci's spawns."""
 
 
 def main() -> None:
     """See the module."""
     file, program = sys.argv[1:3]
     stamps = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    awaited = set(EVENTS)
+    awaited = {CONNECT, START}
 
     def note(event: str, _: tuple[object, ...]) -> None:
-        if event in awaited:
-            awaited.discard(event)
-            os.write(stamps, f"{event} {time.time_ns()}\n".encode())
+        if (name := _EVENTS.get(event)) in awaited:
+            awaited.discard(name)
+            os.write(stamps, f"{name} {time.time_ns()}\n".encode())
 
     sys.addaudithook(note)
     sys.argv = sys.argv[2:]
