@@ -15,13 +15,14 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from testenv import reaper
 from testenv.guard import PACKET_BYTES, RELAYED, Event, Happening
-from testenv.launch import Launcher
 from testenv.terminal import Terminal
 
 _JOB_CONTROL = (signal.SIGTTIN, signal.SIGTTOU)
@@ -38,14 +39,17 @@ class GuardProcess:
     def __init__(
         self,
         client: socket.socket,
-        launcher: Launcher,
+        argv: Sequence[str],
         kill_after_s: float,
         terminal: Terminal | None,
+        ignored: frozenset[signal.Signals],
     ) -> None:
         self._client = client
-        self._launcher = launcher
+        self._argv = argv
         self._kill_after_s = kill_after_s
         self._terminal = terminal
+        self._ignored = ignored
+        self._command: subprocess.Popen[bytes] | None = None
         self._group = 0
         """The command's process group; 0 once its leader has been waited for."""
         self._kill_at: float | None = None
@@ -133,14 +137,29 @@ class GuardProcess:
         if terminal:
             terminal.lend()
         try:
-            self._launcher.go(environment, foreground=terminal is not None)
+            self._command = subprocess.Popen(
+                self._argv,
+                env={**os.environ, **environment},
+                close_fds=False,  # what the client inherited (a make job server) is the command's
+                process_group=0,
+                preexec_fn=partial(self._become_command, os.getpid(), terminal),  # noqa: PLW1509 - no threads
+            )
         except OSError as exc:
             self._take_terminal(restore=True)
             self._tell(Happening.NOT_STARTED, exc.errno or 0)
             self._finish()
             return
-        self._group = self._launcher.pid
+        self._group = self._command.pid
         self._tell(Happening.STARTED)
+
+    def _become_command(self, guard: int, terminal: Terminal | None) -> None:
+        """Between fork and exec: what the command must not inherit, and what it must."""
+        reaper.die_with_parent(guard)
+        if terminal:
+            terminal.give_to(os.getpid())
+        for number in (*RELAYED, *_JOB_CONTROL):
+            if number not in self._ignored:
+                signal.signal(number, signal.SIG_DFL)
 
     def _signal_group(self, number: int) -> None:
         if self._group:
@@ -253,7 +272,4 @@ def guard_main(
         signal.signal(number, signal.SIG_IGN)
     reaper.set_process_name("testenv-guard")
     reaper.become_subreaper()
-    terminal = Terminal.of_job(client_group)
-    reset = frozenset((*RELAYED, *_JOB_CONTROL)) - ignored
-    launcher = Launcher(argv, terminal, reset)
-    GuardProcess(client, launcher, kill_after_s, terminal).serve()
+    GuardProcess(client, argv, kill_after_s, Terminal.of_job(client_group), ignored).serve()

@@ -2,8 +2,9 @@
 
     python stamped.py FILE PROGRAM ARGUMENT...
 
-Appends `connect` or `start` and `<nanoseconds of the epoch>` to FILE. The hooks are Python's own audit events, so
-that all programs are watched in the same way, at next to no cost; forked children keep them.
+Appends `connect <nanoseconds of the epoch>` and `start <...>` to FILE. The hooks are Python's own
+audit events, so that all programs are watched in the same way, at next to no cost; forked children
+keep them.
 """
 
 import os
@@ -13,8 +14,8 @@ import time
 
 CONNECT = "connect"
 START = "start"
-_EVENTS = {"socket.connect": CONNECT, "subprocess.Popen": START, "os.exec": START}
-"""The audit events; our client forks ahead and execs later, toci's spawns."""
+_EVENTS = {"socket.connect": CONNECT, "subprocess.Popen": START}
+"""The audit events."""
 
 
 def main() -> None:
