@@ -7,7 +7,7 @@ import pwd
 from broker.client import first_link
 from broker.link import PING_INTERVAL_S, PING_TIMEOUT_S, Link
 from broker.worker import Assignment
-from schemas.errors import ConnectionLost, LeaseLost, LeaseTimeout, LockError
+from schemas.errors import ConnectionLost, LeaseLost, LeaseTimeout, LockError, OfferRefused
 from schemas.lock import LockRequest, parse_offer
 from schemas.names import callback_function, random_id
 from testenv.acquire import Lock, any_of, describe_end, lock_requested, running, wait_for_offer
@@ -72,6 +72,7 @@ class _Run:
             offer = await self._wait(lock)
             deadline = self._clock() + options.timeout_s
             self._report.name_lease(parse_offer(offer.arguments))
+            check_host(offer.submitter, self._report.environment)
             lock.lease = self._report.lease
             name = self._report.environment or "an environment"
             self._talk.say(f"got {name} after {self._report.waited_s:.1f} s")
@@ -149,6 +150,17 @@ class _Run:
             lost = LeaseLost(str(loss))
             lost.__cause__ = loss
             return lost
+
+
+def check_host(submitter: str, environment: str | None) -> None:
+    """Raise OfferRefused for a host that offers another's environment as its own.
+
+    `submitter` is the broker's word for who offers (docs/security.md); without TLS it proves
+    nothing, and version 1 names no environment.
+    """
+    role, _, host = submitter.partition("/")
+    if role == "host" and environment and not environment.startswith(f"{host}/"):
+        raise OfferRefused(f"{environment} is offered by {submitter}")
 
 
 async def _give_back(offer: Assignment, lock: Lock) -> None:

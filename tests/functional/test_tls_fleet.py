@@ -177,6 +177,17 @@ async def test_host_certificate_cannot_pose_as_another_host(
             await Worker(OneLink(link), [f"host.{AGENT}"]).take()
 
 
+def test_environment_under_another_hosts_name_is_given_back(
+    broker: TlsBroker, fleet: Fleet, job: TlsFiles, tmp_path: Path
+) -> None:
+    other = fleet.issue("host", "another")
+    with serving(broker, other, tmp_path) as log:
+        wait_for(log, "is ready")
+        done = client(broker, job, "echo", "ran")
+    assert (done.returncode, done.stdout) == (70, "")
+    assert f"{AGENT}/1 is offered by host/another" in done.stderr
+
+
 async def test_revoked_host_is_out_within_a_second_of_sighup(
     broker: TlsBroker, fleet: Fleet
 ) -> None:
