@@ -152,12 +152,20 @@ def revocation_list(
     return builder.sign(authority.key, hashes.SHA256())
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def general_name(text: str) -> x509.GeneralName:
     """A host name or an address, as a certificate has it."""
-    try:
+    if is_address(text):
         return x509.IPAddress(ipaddress.ip_address(text))
-    except ValueError:
-        return x509.DNSName(text)
+    return x509.DNSName(text)
 
 
 def _number(crl: x509.CertificateRevocationList | None) -> int:

@@ -8,6 +8,7 @@ All is written as a whole or not at all; one command at a time changes a folder.
 """
 
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from broker import pki
 from broker.server.access import MAX_SUBJECT, NAME, Role
 from schemas.errors import ConfigError, PkiError
+
+log = logging.getLogger(__name__)
 
 SECRET = 0o600
 PUBLIC = 0o644
@@ -74,7 +77,7 @@ class Store:
             self._index.mkdir(parents=True, exist_ok=True, mode=0o755)
         certificate, key = self._folder / "broker.crt", self._folder / "broker.key"
         with self._locked():
-            _refuse_existing(self._ca, self._ca_key, self._crl, certificate, key)
+            self._refuse_leftovers(self._ca_key, self._crl, certificate, key)
             authority = pki.new_authority(self._now)
             pair = pki.issue(authority, pki.BROKER, names, self._now)
             crl = pki.revocation_list(authority, (), self._now)
@@ -103,6 +106,11 @@ class Store:
         certificate, key, ca = out / f"{stem}.crt", out / f"{stem}.key", out / "ca.crt"
         with self._locked():
             authority = self._authority()
+            if (end := authority.certificate.not_valid_after_utc) <= self._now:
+                raise PkiError(
+                    f"the authority in {self._folder} ended on {end:%Y-%m-%d}",
+                    remedy="make another one with testenv-broker pki init, in another folder",
+                )
             if not again and self._live(role, names[0]):
                 raise PkiError(
                     f"{role}/{names[0]} has a live certificate",
@@ -142,13 +150,25 @@ class Store:
         return matching
 
     def issued(self) -> list[Issued]:
-        """All certificates of this authority but its own, by bearer and age."""
-        self._authority_certificate()
+        """All certificates of this authority but its own, by bearer and age.
+
+        Passes over those of another authority that had this folder before.
+        """
+        authority = self._authority_certificate().subject
         revoked = {entry.serial_number for entry in self._revoked()}
-        with _complaints():
-            contents = [(path, path.read_bytes()) for path in self._index.glob("*.crt")]
-        found = [self._entry(_certificate(path, content), revoked) for path, content in contents]
+        found = [self._entry(one, revoked) for one in self._indexed() if one.issuer == authority]
         return sorted(found, key=lambda one: (one.role, one.name, one.issued, one.serial))
+
+    def _indexed(self) -> Iterator[x509.Certificate]:
+        """Whatever lies in the index and is a certificate; a stray file must not stop anybody
+        from revoking one."""
+        with _complaints():
+            contents = [(path, path.read_bytes()) for path in sorted(self._index.glob("*.crt"))]
+        for path, content in contents:
+            try:
+                yield _certificate(path, content)
+            except PkiError as exc:
+                log.warning("%s: passed over", exc)
 
     def _entry(self, certificate: x509.Certificate, revoked: set[int]) -> Issued:
         state = State.LIVE
@@ -179,6 +199,15 @@ class Store:
     def _authority_certificate(self) -> x509.Certificate:
         return _certificate(self._ca, self._read(self._ca))
 
+    def _refuse_leftovers(self, *others: Path) -> None:
+        """Make no authority where there is one, or half of one."""
+        _refuse_existing(self._ca)
+        if left := [str(path) for path in others if os.path.lexists(path)]:
+            raise PkiError(
+                f"{self._folder} has an authority's files, but no ca.crt: was init interrupted?",
+                remedy=f"if so, remove {' '.join(left)}, or name another folder",
+            )
+
     def _authority(self) -> pki.Pair:
         certificate = self._authority_certificate()
         try:
@@ -187,6 +216,8 @@ class Store:
             raise PkiError(f"{self._ca_key} is not a key without a password") from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise PkiError(f"{self._ca_key} is not an EC key")
+        if key.public_key() != certificate.public_key():
+            raise PkiError(f"{self._ca_key} is not the key of {self._ca}")
         return pki.Pair(certificate, key)
 
     def _revoked(self) -> x509.CertificateRevocationList:
@@ -237,8 +268,8 @@ def _name(role: str, names: Sequence[str]) -> str:
 
 def _broker_names(names: Sequence[str]) -> list[str]:
     for name in names:
-        is_address = isinstance(pki.general_name(name), x509.IPAddress)
-        if not is_address and (not _HOST_NAME.fullmatch(name) or len(name) > 253):
+        is_host_name = _HOST_NAME.fullmatch(name) and len(name) <= 253
+        if not is_host_name and not pki.is_address(name):
             raise ConfigError("BROKER_NAME", f"{name!r} is neither a host name nor an address")
     return list(dict.fromkeys(names))
 

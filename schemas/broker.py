@@ -49,15 +49,21 @@ class LimitsSection(_Section):
     connections_per_subject: Count = 4_096
     """Without TLS the subject is the peer's address."""
     queued_per_subject: Count = 4_096
+    job_bytes_per_subject: Count = 64 * 1024 * 1024
+    """Of jobs that wait or run, with 1 KiB for each beside what its submitter sent. This limit and
+    the one before refuse a submission; the connection goes on."""
     functions_per_connection: Count = 256
     """An environment with six labels has 64."""
+    handshakes: Count = 1_024
+    """TLS handshakes at once. Whoever has most of them makes room for others."""
     unsent_bytes: Count = 8 * 1024 * 1024
     """Output that waits for a peer which does not read; then it is cut off."""
     handshake_s: Seconds = 10.0
-    keepalive_idle_s: Annotated[int, Field(ge=1)] = 30
+    keepalive_idle_s: Annotated[int, Field(ge=1, le=32_767)] = 30
     """Silence after which TCP probes whether the peer's machine still exists."""
-    keepalive_interval_s: Annotated[int, Field(ge=1)] = 10
-    keepalive_count: Annotated[int, Field(ge=1)] = 3
+    keepalive_interval_s: Annotated[int, Field(ge=1, le=32_767)] = 10
+    keepalive_count: Annotated[int, Field(ge=1, le=127)] = 3
+    """The most is Linux's, of all three."""
 
 
 class HttpSection(_Section):

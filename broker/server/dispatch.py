@@ -1,7 +1,8 @@
 """Who is woken for a job: one sleeping worker, and the next one if that one does not come.
 
 gear and gearmand wake every sleeping worker of a function, which at 10,000 of them takes longer
-than the job; a single wake-up can get lost with its worker. So a wake-up has a deadline.
+than the job; a single wake-up can get lost with its worker. So a wake-up has a deadline, and who
+misses it is woken after all others until it has taken a job.
 """
 
 from broker.protocol import Kind
@@ -19,9 +20,13 @@ class Dispatcher:
         self._wake_timeout_s = wake_timeout_s
 
     def stir(self, queue: FunctionQueue) -> None:
-        """Wake whom its queue needs."""
-        while len(queue.woken) < queue.queued and (peer := queue.next_sleeper()):
-            self._wake(peer, queue)
+        """Wake whom its queue needs, and whom the queues need from which it takes someone."""
+        short = [queue]
+        while short:
+            queue = short.pop()
+            while len(queue.woken) < queue.queued and (peer := queue.next_sleeper()):
+                if overtaken := self._wake(peer, queue):
+                    short.append(overtaken)
 
     def sleep(self, peer: Peer) -> None:
         """`peer` wants to be woken for jobs of its functions.
@@ -31,9 +36,7 @@ class Dispatcher:
         """
         if peer.asleep_at is not None:
             return
-        peer.asleep_at = peer.host
-        for queue in peer.functions:
-            queue.add_sleeper(peer, peer.asleep_at)
+        self._lie_down(peer, peer.host)
         for queue in peer.functions:
             self.stir(queue)
 
@@ -51,6 +54,11 @@ class Dispatcher:
             queue.woken.pop(peer, None)
         return queue
 
+    def trust(self, peer: Peer) -> None:
+        """`peer` has got a job: it comes when it is called. (A grab that gets nothing proves
+        nothing: it costs a peer no more than to sleep on.)"""
+        self._set_late(peer, False)
+
     def add_function(self, peer: Peer, queue: FunctionQueue) -> None:
         """`peer` offers another function from now on."""
         if peer.asleep_at is not None:
@@ -65,7 +73,8 @@ class Dispatcher:
             self.arrive(peer)
             self.stir(queue)
 
-    def _wake(self, peer: Peer, queue: FunctionQueue) -> None:
+    def _wake(self, peer: Peer, queue: FunctionQueue) -> FunctionQueue | None:
+        """Call `peer` to `queue`; return another one to which it was on its way."""
         self.rouse(peer)
         overtaken = self.arrive(peer)
         peer.woken_for = queue
@@ -73,14 +82,29 @@ class Dispatcher:
         peer.send(Kind.NOOP)
         if queue.timer is None:
             queue.timer = self._clock.call_later(self._wake_timeout_s, self._overdue, queue)
-        if overtaken and overtaken is not queue:
-            self.stir(overtaken)
+        return overtaken if overtaken is not queue else None
+
+    def _lie_down(self, peer: Peer, host: str) -> None:
+        peer.asleep_at = host
+        for queue in peer.functions:
+            queue.add_sleeper(peer, host)
+
+    def _set_late(self, peer: Peer, is_late: bool) -> None:
+        """Whether it sleeps in the back row."""
+        if peer.is_late is is_late:
+            return
+        host = peer.asleep_at
+        self.rouse(peer)
+        peer.is_late = is_late
+        if host is not None:
+            self._lie_down(peer, host)
 
     def _overdue(self, queue: FunctionQueue) -> None:
         now = self._clock.time()
         while queue.woken and next(iter(queue.woken.values())) <= now:
             late, _ = queue.woken.popitem(last=False)
             late.woken_for = None
+            self._set_late(late, True)
         queue.timer = None
         if queue.woken:
             wait = next(iter(queue.woken.values())) - now

@@ -4,7 +4,8 @@ No sockets here, and no clock of its own: calls come from `requests` and `text`,
 through `Peer.write`. The rules beyond the Gearman protocol:
 
 - A job is its worker's: nobody else reports on it or ends it.
-- It is its submitter's: nobody else asks about it or cancels it, but for operators.
+- It is its submitter's: nobody else asks about it or cancels it, but for operators. Who joins it
+  by its unique id may ask, and can't take it from the first.
 - A worker that leaves fails its jobs at once; a queued job whose submitters have all left is gone.
 - Names that nobody serves or waits for are forgotten.
 """
@@ -16,11 +17,12 @@ from broker.protocol import Kind
 from broker.server.clock import Clock
 from broker.server.dispatch import Dispatcher
 from broker.server.job import Job, Priority, UniqueKey, unique_key
+from broker.server.names import is_in_person, is_lock, printable
 from broker.server.peer import Peer
 from broker.server.queue import FunctionQueue, FunctionView
+from broker.server.quota import Quota
 from broker.server.refusal import Breach, Refusal
 from schemas.broker import LimitsSection
-from schemas.names import LOCK_FUNCTION
 
 ENDS = {
     Kind.WORK_COMPLETE: "complete",
@@ -29,8 +31,8 @@ ENDS = {
 }
 """The packets that end a job, and what metrics call that."""
 
-_EXCLUSIVE = (b"host.", b"lease_", b"callback_")
-"""Functions that one subject offers at a time: who has such a name is meant in person."""
+MAX_KEPT = 1024
+"""Functions that operators may have set up or limited at a time: they outlive their use."""
 
 
 class Observer(Protocol):
@@ -83,7 +85,7 @@ class Exchange:
         self._queues: dict[bytes, FunctionQueue] = {}
         self._jobs: dict[bytes, Job] = {}
         self._uniques: dict[UniqueKey, dict[bytes, Job]] = {}
-        self._queued_by: dict[str, int] = {}
+        self._quota = Quota()
         self._submissions = 0
 
     @property
@@ -122,10 +124,10 @@ class Exchange:
     def can_do(self, peer: Peer, function: bytes, timeout_s: float | None = None) -> None:
         """`peer` offers `function`. Raises Breach."""
         if not peer.identity.may_register(function):
-            raise Breach("REGISTER_REFUSED", f"{_show(function)} is not yours to register")
+            raise Breach("REGISTER_REFUSED", f"{printable(function)} is not yours to register")
         queue = self._queues.get(function)
         if queue and queue.owner not in (None, peer.identity.subject):
-            raise Breach("REGISTER_REFUSED", f"{_show(function)} is another's")
+            raise Breach("REGISTER_REFUSED", f"{printable(function)} is another's")
         if queue in peer.functions:
             peer.functions[queue] = timeout_s
             return
@@ -133,7 +135,7 @@ class Exchange:
             most = self.limits.functions_per_connection
             raise Breach("LIMIT_EXCEEDED", f"more than {most} functions on one connection")
         queue = queue or self._queue(function)
-        if function.startswith(_EXCLUSIVE) and peer.identity.is_verified:
+        if is_in_person(function) and peer.identity.is_verified:
             queue.owner = peer.identity.subject
         queue.workers[peer] = None
         peer.functions[queue] = timeout_s
@@ -170,8 +172,7 @@ class Exchange:
         job = self._held(peer, handle)
         if kind is Kind.WORK_STATUS:
             job.numerator, job.denominator = data
-        for submitter in job.submitters:
-            submitter.send(kind, handle, *data)
+        job.tell(kind, *data)
 
     def finish(self, peer: Peer, kind: Kind, handle: bytes, data: tuple[bytes, ...]) -> None:
         """End a job with one of ENDS. Raises Refusal if the job is not its."""
@@ -196,16 +197,13 @@ class Exchange:
         self._check_submission(peer, function, background=background)
         key = unique_key(peer, unique, arguments)
         if key and (twin := self._uniques.get(key, {}).get(function)):
-            peer.send(Kind.JOB_CREATED, twin.handle)
             self._join(twin, peer, background=background)
             return twin
         job = Job(peer, function, unique, arguments, priority=priority, background=background)
+        self._quota.check(job.group, job.size, self.limits)
         queue = self._queue(function)
-        try:
-            self._check_room(peer, queue, priority)
-        except Refusal:
-            self._forget_if_unused(queue)
-            raise
+        if queue.is_full(priority):
+            raise Refusal("JOB_QUEUE_FULL", "Job queue is full")
         self._submissions += 1
         job.sequence = self._submissions
         job.queued_at = self._clock.time()
@@ -213,8 +211,9 @@ class Exchange:
         if key:
             self._uniques.setdefault(key, {})[function] = job
         if not background:
-            peer.submitted[job] = None
-        self._count(job, +1)
+            peer.submitted[job] = 0
+        self._quota.wait(job.group, +1)
+        self._quota.hold(job.group, job.size)
         queue.append(job)
         peer.send(Kind.JOB_CREATED, job.handle)
         self._dispatcher.stir(queue)
@@ -232,15 +231,20 @@ class Exchange:
         return self._state(job) if job and self._is_privy(peer, job) else None
 
     def cancel(self, peer: Peer, handle: bytes) -> None:
-        """Take a queued job back; its submitters get WORK_FAIL. Raises Refusal."""
+        """Take a queued job back; its submitters get WORK_FAIL. Raises Refusal.
+
+        Connections without TLS that share a unique id share the job, as gearmand has it, but only
+        the first one may take it back.
+        """
         job = self._jobs.get(handle)
         if job is None or not self._is_privy(peer, job):
             raise Refusal("UNKNOWN_JOB", "There is no such job")
+        if not self._is_owner(peer, job):
+            raise Refusal("NOT_PERMITTED", "Only who submitted the job first can cancel it")
         if job.worker:
             raise Refusal("JOB_IS_RUNNING", "Only a queued job can be cancelled")
-        for submitter in job.submitters:
-            submitter.send(Kind.WORK_FAIL, handle)
         self._drop_queued(job)
+        job.tell(Kind.WORK_FAIL)
 
     # Looking after it
 
@@ -249,14 +253,17 @@ class Exchange:
         return iter(self._jobs.values())
 
     def limit_queue(self, function: bytes, limits: Mapping[Priority, int]) -> None:
-        """Allow at most so many queued jobs of a function; no limits at all: an empty mapping."""
-        queue = self._queue(function)
+        """Allow at most so many queued jobs of a function; no limits at all: an empty mapping.
+
+        Raises Refusal.
+        """
+        queue = self._kept(function)
         queue.limits = dict(limits)
         self._forget_if_unused(queue)
 
     def create_function(self, function: bytes) -> None:
-        """Know a function although nobody uses it yet."""
-        self._queue(function).pinned = True
+        """Know a function although nobody uses it yet. Raises Refusal."""
+        self._kept(function).pinned = True
 
     def drop_function(self, function: bytes) -> bool:
         """Forget it, limits and all. False if it is in use."""
@@ -274,10 +281,21 @@ class Exchange:
             queue = self._queues[function] = FunctionQueue(function)
         return queue
 
+    def _kept(self, function: bytes) -> FunctionQueue:
+        """A function that an operator wants to say something about. Raises Refusal."""
+        queue = self._queues.get(function)
+        if queue and queue.is_kept:
+            return queue
+        if sum(other.is_kept for other in self._queues.values()) >= MAX_KEPT:
+            raise Refusal("TOO_MANY_FUNCTIONS", f"{MAX_KEPT} are set up already: drop some")
+        return queue or self._queue(function)
+
     def _forget_if_unused(self, queue: FunctionQueue) -> None:
-        if not queue.workers:
-            queue.owner = None
-        if queue.is_forgettable:
+        if queue.is_used:
+            return
+        # Not before: jobs that wait while its owner is away are meant for that one.
+        queue.owner = None
+        if not queue.is_kept:
             self._queues.pop(queue.name, None)
 
     def _withdraw(self, peer: Peer, queue: FunctionQueue) -> None:
@@ -292,58 +310,51 @@ class Exchange:
             raise Refusal("JOB_NOT_FOUND", "Job given in work result not found")
         return job
 
+    def _is_owner(self, peer: Peer, job: Job) -> bool:
+        return peer.identity.operator or peer.owner == job.owner
+
     def _is_privy(self, peer: Peer, job: Job) -> bool:
-        return peer.identity.operator or peer.owner == job.owner or peer in job.submitters
+        return self._is_owner(peer, job) or peer in job.submitters
 
     def _state(self, job: Job) -> JobState:
+        submitters = sum(job.submitters.values())
         if job.worker:
-            return JobState(True, job.numerator, job.denominator, len(job.submitters))
+            return JobState(True, job.numerator, job.denominator, submitters)
         queue = self._queues[job.function]
         place, length = b"%d" % queue.place(job), b"%d" % queue.queued
-        return JobState(False, place, length, len(job.submitters))
+        return JobState(False, place, length, submitters)
 
     def _check_submission(self, peer: Peer, function: bytes, *, background: bool) -> None:
         if not peer.identity.may_invoke(function):
-            raise Refusal("NOT_PERMITTED", f"{_show(function)} is not yours to ask for")
-        if not _is_lock(function):
-            return
-        if self.draining:
+            raise Refusal("NOT_PERMITTED", f"{printable(function)} is not yours to ask for")
+        if self.draining and is_lock(function):
             raise Refusal("DRAINING", "This broker is about to stop and takes no lock requests")
-        if background:
-            raise Refusal("NO_BACKGROUND", "A lock request needs a client that waits for it")
-
-    def _check_room(self, peer: Peer, queue: FunctionQueue, priority: Priority) -> None:
-        most = self.limits.queued_per_subject
-        if self._queued_by.get(peer.identity.group, 0) >= most:
-            raise Breach("LIMIT_EXCEEDED", f"more than {most} queued jobs of {peer.identity.group}")
-        if queue.is_full(priority):
-            raise Refusal("JOB_QUEUE_FULL", "Job queue is full")
+        if background and (is_lock(function) or is_in_person(function)):
+            what = f"{printable(function)} is for clients that wait for the answer"
+            raise Refusal("NO_BACKGROUND", what)
 
     def _join(self, job: Job, peer: Peer, *, background: bool) -> None:
+        """`peer`'s submission is a job that is there already. Raises Refusal."""
         if background:
             job.background = True
         else:
-            job.submitters.append(peer)
-            peer.submitted[job] = None
-
-    def _count(self, job: Job, change: int) -> None:
-        """Keep count of the queued jobs of each subject."""
-        count = self._queued_by.get(job.group, 0) + change
-        if count:
-            self._queued_by[job.group] = count
-        else:
-            del self._queued_by[job.group]
+            self._quota.check(peer.identity.group, 0, self.limits)
+            self._quota.wait(peer.identity.group, +1)
+            job.submitters[peer] = job.submitters.get(peer, 0) + 1
+            peer.submitted[job] = peer.submitted.get(job, 0) + 1
+        peer.send(Kind.JOB_CREATED, job.handle)
 
     def _assign(self, job: Job, peer: Peer) -> None:
         queue = self._queues[job.function]
         queue.remove(job)
-        self._count(job, -1)
+        self._quota.wait(job.group, -1)
         queue.running += 1
         job.worker = peer
         job.assigned_at = self._clock.time()
         peer.working[job.handle] = job
         if timeout_s := peer.functions[queue]:
             job.timer = self._clock.call_later(timeout_s, self._time_out, job)
+        self._dispatcher.trust(peer)
         self._observer.assigned(job.function, job.assigned_at - job.queued_at)
 
     def _time_out(self, job: Job) -> None:
@@ -353,11 +364,6 @@ class Exchange:
 
     def _end(self, job: Job, kind: Kind, data: tuple[bytes, ...], outcome: str) -> None:
         """End a job that has a worker, and tell who waits for it."""
-        for submitter in job.submitters:
-            if kind is Kind.WORK_EXCEPTION and not submitter.exceptions:
-                submitter.send(Kind.WORK_FAIL, job.handle)
-            else:
-                submitter.send(kind, job.handle, *data)
         if job.worker:
             del job.worker.working[job.handle]
         if job.timer:
@@ -366,17 +372,18 @@ class Exchange:
         queue.running -= 1
         self._observer.ended(job.function, self._clock.time() - job.assigned_at, outcome)
         self._forget_job(job)
+        job.tell(kind, *data)
 
     def _abandon(self, job: Job, peer: Peer) -> None:
         """`peer` waits for it no more; a running job goes on, as its worker can't be told."""
-        del peer.submitted[job]
-        job.submitters = [other for other in job.submitters if other is not peer]
+        self._quota.wait(peer.identity.group, -peer.submitted.pop(job))
+        del job.submitters[peer]
         if not (job.submitters or job.worker or job.background):
             self._drop_queued(job)
 
     def _drop_queued(self, job: Job) -> None:
         self._queues[job.function].remove(job)
-        self._count(job, -1)
+        self._quota.wait(job.group, -1)
         self._forget_job(job)
 
     def _forget_job(self, job: Job) -> None:
@@ -386,16 +393,7 @@ class Exchange:
             del twins[job.function]
             if not twins:
                 del self._uniques[job.unique_key]
-        for submitter in job.submitters:
-            submitter.submitted.pop(job, None)
+        self._quota.hold(job.group, -job.size)
+        for peer in job.submitters:
+            self._quota.wait(peer.identity.group, -peer.submitted.pop(job))
         self._forget_if_unused(self._queues[job.function])
-
-
-def _is_lock(function: bytes) -> bool:
-    lock = LOCK_FUNCTION.encode()
-    return function == lock or function.startswith(lock + b":")
-
-
-def _show(function: bytes) -> str:
-    """A name for a message."""
-    return function[:80].decode(errors="backslashreplace")

@@ -4,12 +4,19 @@ import secrets
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from broker.protocol import Kind
+from broker.wire import response
+
 if TYPE_CHECKING:
     from broker.server.clock import Timer
     from broker.server.peer import Peer
 
 _RANDOM_BYTES = 12
 """16 characters of base64: not to be guessed, and never the same again after a restart."""
+
+
+_BOOKS = 1024
+"""About the bytes that a job takes up beside what its submitter sent."""
 
 
 class Priority(IntEnum):
@@ -70,11 +77,11 @@ class Job:
         self.priority = priority
         self.background = background
         self.owner = submitter.owner
-        """Who may ask about it and cancel it."""
+        """Who may ask about it and cancel it. Who has joined it later may ask about it only."""
         self.group = submitter.identity.group
         """Whose limit it counts to."""
-        self.submitters: list[Peer] = [] if background else [submitter]
-        """Who waits for its result, once for each submission that it answers."""
+        self.submitters: dict[Peer, int] = {} if background else {submitter: 1}
+        """Who waits for its result, and how many submissions of each it answers."""
         self.worker: Peer | None = None
         self.numerator = b"0"
         self.denominator = b"0"
@@ -87,6 +94,21 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.handle!r} {self.function!r}>"
+
+    @property
+    def size(self) -> int:
+        """The bytes of memory that it is counted for."""
+        return _BOOKS + len(self.function) + len(self.unique) + len(self.arguments)
+
+    def tell(self, kind: Kind, *data: bytes) -> None:
+        """Send its submitters a packet, once for each submission. A WORK_EXCEPTION is a WORK_FAIL
+        to those that have not asked for exceptions."""
+        packet = response(kind, self.handle, *data)
+        is_exception = kind is Kind.WORK_EXCEPTION
+        plain = response(Kind.WORK_FAIL, self.handle) if is_exception else packet
+        for peer, times in self.submitters.items():
+            for _ in range(times):
+                peer.write(packet if peer.exceptions else plain)
 
 
 UniqueKey = tuple[str, bytes]

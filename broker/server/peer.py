@@ -16,9 +16,9 @@ Write = Callable[[bytes], None]
 class Peer:
     """One per connection; there may be ten thousand, hence the slots.
 
-    `number` is never given twice. `write` takes whole packets or lines, never blocks, and does
-    nothing once the connection has ended; what is written while one event is handled goes out in
-    one piece.
+    `number` is never given twice. `write` takes whole packets or lines, never blocks, never makes
+    a peer leave there and then, and does nothing once the connection has ended; what is written
+    while one event is handled goes out in one piece.
     """
 
     __slots__ = (
@@ -27,6 +27,7 @@ class Peer:
         "exceptions",
         "functions",
         "identity",
+        "is_late",
         "number",
         "submitted",
         "woken_for",
@@ -47,8 +48,11 @@ class Peer:
         """The host under which it sleeps; None while it is awake."""
         self.woken_for: FunctionQueue | None = None
         """What it has been called to, and has not grabbed since."""
-        self.submitted: dict[Job, None] = {}
-        """Foreground jobs whose results it waits for."""
+        self.is_late = False
+        """Whether it did not come when it was called last."""
+        self.submitted: dict[Job, int] = {}
+        """Foreground jobs whose results it waits for, and how many of its submissions joined a
+        job that was there already."""
         self.working: dict[bytes, Job] = {}
         """Jobs that it holds, by handle."""
 

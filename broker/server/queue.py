@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker.server.job import Job, Priority
 from broker.server.peer import Peer
+from broker.server.sleepers import Sleepers
 
 if TYPE_CHECKING:
     from broker.server.clock import Timer
@@ -37,8 +38,9 @@ class FunctionQueue:
     """
 
     __slots__ = (
+        "_back_row",
+        "_front_row",
         "_lines",
-        "_sleepers",
         "limits",
         "name",
         "owner",
@@ -52,7 +54,8 @@ class FunctionQueue:
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.owner: str | None = None
-        """The only subject that may offer it, while it does; None if anybody may."""
+        """The only subject that may offer it, until nobody does and no job is left for it; None
+        if anybody may."""
         self.workers: dict[Peer, None] = {}
         self.running = 0
         self.woken: OrderedDict[Peer, float] = OrderedDict()
@@ -65,16 +68,22 @@ class FunctionQueue:
         self.pinned = False
         """An operator wants it known although nobody uses it."""
         self._lines: tuple[list[Job], ...] = ([], [], [])
-        self._sleepers: OrderedDict[str, OrderedDict[Peer, None]] = OrderedDict()
+        self._front_row = Sleepers()
+        self._back_row = Sleepers()
+        """Those that did not come when they were called last (`Peer.is_late`)."""
 
     def __repr__(self) -> str:
         return f"<FunctionQueue {self.name!r}>"
 
     @property
-    def is_forgettable(self) -> bool:
-        """Whether nobody serves it, waits for it, or has said anything about it."""
-        used = self.workers or self.running or self.queued
-        return not (used or self.limits or self.pinned)
+    def is_used(self) -> bool:
+        """Whether anybody serves it or waits for it."""
+        return bool(self.workers or self.running or self.queued)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether an operator has said anything about it."""
+        return bool(self.limits or self.pinned)
 
     def view(self, now: float) -> FunctionView:
         """It in numbers."""
@@ -121,19 +130,15 @@ class FunctionQueue:
 
     def add_sleeper(self, peer: Peer, host: str) -> None:
         """`peer`, of `host`, is to be woken for a job of this function."""
-        self._sleepers.setdefault(host, OrderedDict())[peer] = None
+        self._row(peer).add(peer, host)
 
     def remove_sleeper(self, peer: Peer, host: str) -> None:
         """No effect if it does not sleep here."""
-        if (peers := self._sleepers.get(host)) is not None:
-            peers.pop(peer, None)
-            if not peers:
-                del self._sleepers[host]
+        self._row(peer).remove(peer, host)
 
     def next_sleeper(self) -> Peer | None:
-        """Who is to be woken next: hosts take turns, and on each the one that sleeps longest."""
-        if not self._sleepers:
-            return None
-        host, peers = next(iter(self._sleepers.items()))
-        self._sleepers.move_to_end(host)
-        return next(iter(peers))
+        """Who is to be woken next: of the back row only when nobody else sleeps."""
+        return self._front_row.next() or self._back_row.next()
+
+    def _row(self, peer: Peer) -> Sleepers:
+        return self._back_row if peer.is_late else self._front_row

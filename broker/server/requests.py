@@ -10,15 +10,18 @@ from functools import partial
 from broker.protocol import Kind
 from broker.server.exchange import ENDS, Exchange, JobState
 from broker.server.job import Job, Priority
+from broker.server.names import MAX_FUNCTION, is_function, is_word
 from broker.server.peer import Peer
 from broker.server.refusal import Breach, Refusal
 from broker.wire import MalformedPacket, Packet, fields, kind_name
 
-MAX_FUNCTION = 512
 MAX_UNIQUE = 64
 MAX_CLIENT_ID = 128
 MAX_TIMEOUT_DIGITS = 9
 """gearmand 1.1.20's limits."""
+
+MAX_PROGRESS = 64
+"""Bytes of a numerator or denominator, which the broker keeps."""
 
 Handler = Callable[[Peer, Packet], None]
 
@@ -111,6 +114,8 @@ class Requests:
 
     def _work_status(self, peer: Peer, packet: Packet) -> None:
         handle, numerator, denominator = fields(packet, 3)
+        if max(len(numerator), len(denominator)) > MAX_PROGRESS:
+            raise MalformedPacket(f"WORK_STATUS with a number of more than {MAX_PROGRESS} bytes")
         self._exchange.report(peer, Kind.WORK_STATUS, handle, (numerator, denominator))
 
     def _report(self, kind: Kind, peer: Peer, packet: Packet) -> None:
@@ -143,11 +148,10 @@ class Requests:
 
 
 def _function(name: bytes) -> bytes:
-    """A function's name, or Breach: line ends in it would forge lines of `status`."""
-    if not 0 < len(name) <= MAX_FUNCTION or any(byte < 0x20 or byte == 0x7F for byte in name):
-        raise Breach(
-            "BAD_PACKET", f"A function has 1 to {MAX_FUNCTION} bytes, no control characters"
-        )
+    """A function's name, or Breach."""
+    if not is_function(name):
+        what = f"A function has 1 to {MAX_FUNCTION} bytes of UTF-8, printable, no white space"
+        raise Breach("BAD_PACKET", what)
     return name
 
 
@@ -166,13 +170,9 @@ def _option(peer: Peer, packet: Packet) -> None:
 
 
 def _set_client_id(peer: Peer, packet: Packet) -> None:
-    # A space would shift the columns of `workers`, a line end forge its lines.
-    if len(packet.data) > MAX_CLIENT_ID or any(
-        byte <= 0x20 or byte == 0x7F for byte in packet.data
-    ):
-        raise Refusal(
-            "INVALID_ARGUMENT", f"A client id has at most {MAX_CLIENT_ID} bytes, no white space"
-        )
+    if len(packet.data) > MAX_CLIENT_ID or not is_word(packet.data):
+        what = f"A client id has at most {MAX_CLIENT_ID} bytes of UTF-8, printable, no white space"
+        raise Refusal("INVALID_ARGUMENT", what)
     peer.client_id = packet.data or b"-"
 
 

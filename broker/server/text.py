@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from broker.server.exchange import Exchange
 from broker.server.job import Priority
+from broker.server.names import MAX_FUNCTION, is_function, printable
 from broker.server.peer import Peer
 from broker.server.refusal import Refusal
 
@@ -96,7 +97,9 @@ class AdminCommands:
         )
 
     def _show_unique_jobs(self, _peer: Peer, _: bytes) -> bytes:
-        return _listing(_printable(job.unique) for job in self._exchange.jobs() if job.unique)
+        return _listing(
+            printable(job.unique).encode() for job in self._exchange.jobs() if job.unique
+        )
 
     def _cancel_job(self, peer: Peer, handle: bytes) -> bytes:
         self._exchange.cancel(peer, handle)
@@ -111,15 +114,15 @@ class AdminCommands:
             limits *= len(Priority)
         # gearmand: 0 and less mean that there is no limit.
         chosen = {one: most for one, most in zip(Priority, limits, strict=False) if most > 0}
-        self._exchange.limit_queue(function, chosen)
+        self._exchange.limit_queue(_function(function), chosen)
         return _OK
 
     def _create_function(self, _peer: Peer, rest: bytes) -> bytes:
-        self._exchange.create_function(_one_word(rest))
+        self._exchange.create_function(_function(rest))
         return _OK
 
     def _drop_function(self, _peer: Peer, rest: bytes) -> bytes:
-        if not self._exchange.drop_function(_one_word(rest)):
+        if not self._exchange.drop_function(_function(rest)):
             raise Refusal("FUNCTION_IN_USE", "It has workers or jobs")
         return _OK
 
@@ -141,12 +144,8 @@ def _is_number(word: bytes) -> bool:
     return word.removeprefix(b"-").isdigit() and len(word) <= 10
 
 
-def _one_word(rest: bytes) -> bytes:
-    if not rest or b" " in rest:
-        raise Refusal("INVALID_ARGUMENT", "Name one function")
-    return rest
-
-
-def _printable(field: bytes) -> bytes:
-    """Whatever a peer made up, in one line."""
-    return bytes(byte if byte >= 0x20 and byte != 0x7F else ord("?") for byte in field)
+def _function(name: bytes) -> bytes:
+    if not is_function(name):
+        what = f"Name one function: 1 to {MAX_FUNCTION} bytes of UTF-8, printable, no white space"
+        raise Refusal("INVALID_ARGUMENT", what)
+    return name

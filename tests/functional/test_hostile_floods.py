@@ -25,6 +25,7 @@ from tests.functional.wire_peers import BOUND_S, until
 LIMITS = """
 [limits]
 queued_per_subject = 1000
+job_bytes_per_subject = 16777216
 """
 
 MEGABYTE = 1024 * 1024
@@ -91,9 +92,48 @@ def test_names_of_jobs_that_nobody_did_are_forgotten(broker: RunningBroker) -> N
 # Queues
 
 
-def test_client_with_too_many_queued_jobs_is_sent_away_with_them(broker: RunningBroker) -> None:
-    jobs = (request(Kind.SUBMIT_JOB, b"nobody", b"", b"%d" % job) for job in range(2_000))
-    assert refused(broker.endpoint, b"".join(jobs)) == "LIMIT_EXCEEDED"
+def test_client_with_too_many_queued_jobs_is_refused_those_too_many(broker: RunningBroker) -> None:
+    with stranger(broker.endpoint) as peer:
+        for number in range(2_000):
+            peer.ask(Kind.SUBMIT_JOB, b"nobody", b"", b"%d" % number)
+        kinds = [peer.hears_first().kind for _ in range(2_000)]
+        assert kinds == [Kind.JOB_CREATED] * 1_000 + [Kind.ERROR] * 1_000
+        assert peer.is_heard()
+        with stranger(broker.endpoint) as neighbour:
+            neighbour.ask(Kind.SUBMIT_JOB, b"nobody", b"", b"")
+            assert neighbour.hears(Kind.ERROR).startswith(b"QUEUE_LIMIT\0")
+            assert neighbour.is_heard()
+    until(lambda: only_the_usual(broker))
+
+
+def test_client_with_large_jobs_is_refused_those_too_many(broker: RunningBroker) -> None:
+    with stranger(broker.endpoint) as peer:
+        for _ in range(200):
+            peer.ask(Kind.SUBMIT_JOB, b"nobody", b"", b"x" * (MEGABYTE - 1024))
+        kinds = [peer.hears_first().kind for _ in range(200)]
+        assert 10 < kinds.count(Kind.JOB_CREATED) < 20
+        assert peer.is_heard()
+
+
+def test_one_job_for_countless_submissions_is_not_told_to_each(broker: RunningBroker) -> None:
+    with stranger(broker.endpoint) as client, stranger(broker.endpoint) as worker:
+        client.say(request(Kind.SUBMIT_JOB, b"lease_f", b"same", b"") * 5_000)
+        assert client.is_heard()
+        worker.say(request(Kind.CAN_DO, b"lease_f") + request(Kind.GRAB_JOB))
+        handle = worker.hears(Kind.JOB_ASSIGN).split(b"\0")[0]
+        worker.ask(Kind.WORK_COMPLETE, handle, b"done")
+        assert worker.is_heard()
+        client.ask(Kind.ECHO_REQ, b"that was all")
+        ends = 0
+        while (kind := client.hears_first().kind) != Kind.ECHO_RES:
+            ends += kind == Kind.WORK_COMPLETE
+        assert ends == 1_000
+
+
+def test_background_jobs_of_our_functions_do_not_stay(broker: RunningBroker) -> None:
+    with stranger(broker.endpoint) as peer:
+        peer.ask(Kind.SUBMIT_JOB_BG, b"lease_nobody", b"", b"")
+        assert peer.hears_first().data.startswith(b"NO_BACKGROUND\0")
     assert only_the_usual(broker)
 
 

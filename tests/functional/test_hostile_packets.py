@@ -103,7 +103,10 @@ def test_packet_for_a_client_or_worker_ends_the_connection(
         request(Kind.CAN_DO_TIMEOUT, b"lease_1"),
         request(Kind.CAN_DO_TIMEOUT, b"lease_1", b"-1"),
         request(Kind.CAN_DO_TIMEOUT, b"lease_1", b"9" * 400),
+        request(Kind.CAN_DO, b"lease_a b"),
+        request(Kind.CAN_DO, b"lease_\xc2\x9b2J"),
         request(Kind.WORK_STATUS, b"H:nobody:1", b"1"),
+        request(Kind.WORK_STATUS, b"H:nobody:1", b"1", b"2" * 400),
     ],
     ids=lambda packet: repr(packet[4:40]),
 )

@@ -94,9 +94,11 @@ def _stopped_at_the_end(peer: gear.BaseClient) -> Iterator[gear.BaseClient]:
         peer.shutdown()
 
 
-def submitted(client: gear.Client, arguments: bytes = b"", **how: object) -> gear.Job:
+def submitted(
+    client: gear.Client, arguments: bytes = b"", *, function: str = FUNCTION, **how: object
+) -> gear.Job:
     """A job that the broker has."""
-    job = gear.Job(FUNCTION.encode(), arguments)
+    job = gear.Job(function.encode(), arguments)
     client.submitJob(job, timeout=BOUND_S, **how)
     assert job.handle
     return job
@@ -157,13 +159,26 @@ def test_exception_is_a_failure_to_a_client_that_did_not_ask(
     assert (job.exception, job.failure) == (None, True)
 
 
-def test_background_job_outlives_its_client(peers: Peers, worker: gear.Worker) -> None:
-    with _stopped_at_the_end(peers.client()) as client:
-        job = submitted(client, b"testdata", background=True)
-    taken = worker.getJob()
-    assert (taken.handle, taken.arguments) == (job.handle, b"testdata")
-    taken.sendWorkData(b"for nobody")
-    taken.sendWorkComplete()
+def test_background_job_outlives_its_client() -> None:
+    with running_broker(OURS) as broker:
+        peers = Peers(broker.endpoint, broker.endpoint)
+        with _stopped_at_the_end(peers.client()) as client:
+            job = submitted(client, b"testdata", function="test", background=True)
+        with _stopped_at_the_end(peers.worker()) as worker:
+            worker.registerFunction("test")
+            taken = worker.getJob()
+            assert (taken.handle, taken.arguments) == (job.handle, b"testdata")
+            taken.sendWorkData(b"for nobody")
+            taken.sendWorkComplete()
+
+
+def test_background_job_of_our_functions_is_refused(
+    client: gear.Client, worker: gear.Worker
+) -> None:
+    with pytest.raises(gear.GearmanError):
+        submitted(client, background=True)
+    job = submitted(client)
+    assert worker.getJob().handle == job.handle
 
 
 def test_urgent_jobs_come_first_and_others_in_their_order(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from broker.protocol import Kind
 from broker.server.exchange import ENDS
+from broker.server.job import Job
 from broker.server.refusal import Breach, Refusal
 from broker.server.text import AdminCommands
 from broker.wire import Packet
@@ -17,7 +18,9 @@ from tests.fuzz.budget import ROUND, fuzz
 from tests.unit.exchange_rig import Desk, Rig
 
 PEERS = 5
-LIMITS = LimitsSection(queued_per_subject=6, functions_per_connection=4)
+LIMITS = LimitsSection(
+    queued_per_subject=6, job_bytes_per_subject=10_000, functions_per_connection=4
+)
 
 SUBJECTS = ["", "", "", "host", "job", "operator"]
 FUNCTIONS = [
@@ -146,8 +149,15 @@ class Crowd:
         assert len(held) == len(set(held))
         assert set(held) == {job.handle for job in jobs if job.worker}
         assert len({job.handle for job in jobs}) == len(jobs)
-        expected = Counter((peer.number, job.handle) for job in jobs for peer in job.submitters)
+        expected = Counter(
+            {
+                (peer.number, job.handle): times
+                for job in jobs
+                for peer, times in job.submitters.items()
+            }
+        )
         assert +self._waiting == expected
+        self._check_quota(jobs)
         for view in exchange.functions():
             of_it = [job for job in jobs if job.function == view.name]
             assert view.queued == sum(job.worker is None for job in of_it)
@@ -158,6 +168,19 @@ class Crowd:
             )
             assert view.oldest_queued_s >= 0
         assert {job.function for job in jobs} <= {view.name for view in exchange.functions()}
+
+    def _check_quota(self, jobs: list[Job]) -> None:
+        """Each group is charged for its jobs that wait, what joined one, and all bytes."""
+        waiting, size = Counter[str](), Counter[str]()
+        for job in jobs:
+            waiting[job.group] += job.worker is None
+            size[job.group] += job.size
+            for peer in job.submitters:
+                waiting[peer.identity.group] += peer.submitted[job]
+        quota = self._exchange._quota
+        assert (quota._waiting, quota._bytes) == (+waiting, size)
+        assert max(waiting.values(), default=0) <= LIMITS.queued_per_subject
+        assert max(size.values(), default=0) <= LIMITS.job_bytes_per_subject
 
     def everybody_goes(self) -> None:
         """Then nothing is left but what nobody waits for, and what operators wanted to keep."""

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from broker.protocol import Kind
+from broker.server.exchange import MAX_KEPT
 from broker.server.text import AdminCommands
 from schemas.broker import AccessSection
 from tests.unit.exchange_rig import Desk, Rig
@@ -111,6 +112,35 @@ def test_functions_are_made_and_dropped(office: Office) -> None:
     peer.ask(Kind.RESET_ABILITIES)
     assert office.ask(peer, "drop function f") == ["OK"]
     assert office.ask(peer, "status") == ["."]
+
+
+@pytest.mark.parametrize("command", ["create function", "maxqueue", "drop function"])
+@pytest.mark.parametrize("name", ["x" * 513, "\x1b[2J", "\x9b2J", "\u202e"])
+def test_name_that_no_function_can_have_is_refused(office: Office, command: str, name: str) -> None:
+    number = " 1" if command == "maxqueue" else ""
+    [answer] = office.ask(office.rig.peer(), f"{command} {name}{number}")
+    assert answer.startswith("ERR INVALID_ARGUMENT ")
+    assert list(office.rig.exchange.functions()) == []
+
+
+def test_so_many_functions_can_be_set_up_and_no_more(office: Office) -> None:
+    peer = office.rig.peer()
+    for number in range(MAX_KEPT // 2):
+        assert office.ask(peer, f"create function made-{number}") == ["OK"]
+        assert office.ask(peer, f"maxqueue limited-{number} 1") == ["OK"]
+    for line in ("create function another", "maxqueue another 1"):
+        [answer] = office.ask(peer, line)
+        assert answer.startswith("ERR TOO_MANY_FUNCTIONS ")
+    assert office.ask(peer, "maxqueue made-0 1") == ["OK"]
+    peer.offer(b"another")
+    assert office.ask(peer, "drop function made-0") == ["OK"]
+    assert office.ask(peer, "create function another") == ["OK"]
+
+
+def test_unique_id_cannot_steer_a_terminal(office: Office) -> None:
+    client = office.rig.peer()
+    client.submit(b"f", "a\x9b2J\x1b\u202eb".encode() + b"\xff")
+    assert office.ask(client, "show unique jobs") == ["a?2J??b\\xff", "."]
 
 
 def test_version_pid_and_verbosity_are_told(office: Office) -> None:

@@ -136,3 +136,82 @@ def test_many_jobs_wake_as_many_workers_and_no_timer_is_lost(rig: Rig) -> None:
     late = woken(workers)
     assert len(late) == 10
     assert {workers[place].grab() for place in late} == handles
+
+
+def test_wake_ups_that_overtake_each_other_do_not_pile_up(rig: Rig) -> None:
+    """Each worker is on its way to one job when another job calls it: that frees the next one."""
+    count = 1_500
+    client = rig.peer()
+    workers = [rig.sleeper(b"f%d" % place) for place in range(count)]
+    for place, worker in enumerate(workers):
+        client.submit(b"f%d" % place)
+        worker.ask(Kind.PRE_SLEEP)
+    assert woken(workers) == [*range(count)]
+    for place, worker in enumerate(workers):
+        worker.offer(b"f%d" % (place + 1))
+    client.submit(b"f%d" % count)
+    assert woken(workers) == [*range(count)]
+
+
+def fake_hosts(rig: Rig, count: int) -> list[Desk]:
+    """Workers that call themselves many hosts, and sleep."""
+    workers = []
+    for number in range(count):
+        worker = rig.peer()
+        worker.ask(Kind.SET_CLIENT_ID, b"bad%d/1" % number)
+        worker.offer(b"f")
+        worker.ask(Kind.PRE_SLEEP)
+        workers.append(worker)
+    return workers
+
+
+def test_workers_that_do_not_come_are_woken_after_all_others(rig: Rig) -> None:
+    bad = fake_hosts(rig, 10)
+    rig.peer().submit(b"f")
+    for _ in range(12):
+        for worker in bad:
+            if Kind.NOOP in worker.kinds():
+                worker.ask(Kind.PRE_SLEEP)
+        rig.clock.pass_time(WAKE_S)
+    woken(bad)
+    good = rig.sleeper(b"f")
+    for _ in range(5):
+        rig.peer().submit(b"f")
+        assert woken([good]) == [0]
+        assert good.grab()
+        good.ask(Kind.PRE_SLEEP)
+
+
+def test_worker_that_does_not_come_is_woken_all_the_same_when_nobody_else_is_there(
+    rig: Rig,
+) -> None:
+    [bad] = fake_hosts(rig, 1)
+    rig.peer().submit(b"f")
+    for _ in range(3):
+        assert woken([bad]) == [0]
+        bad.ask(Kind.PRE_SLEEP)
+        rig.clock.pass_time(WAKE_S)
+
+
+def test_late_worker_is_one_of_the_others_again_once_it_has_taken_a_job(rig: Rig) -> None:
+    late = rig.sleeper(b"f")
+    handle = rig.peer().submit(b"f")
+    rig.clock.pass_time(WAKE_S)
+    assert late.grab() == handle
+    late.ask(Kind.PRE_SLEEP)
+    other = rig.sleeper(b"f", address="203.0.113.2")
+    rig.peer().submit(b"f")
+    assert woken([late, other]) == [0]
+
+
+def test_grab_that_gets_nothing_does_not_bring_a_late_worker_to_the_front(rig: Rig) -> None:
+    late, keen = rig.sleeper(b"f"), rig.peer()
+    rig.peer().submit(b"f")
+    rig.clock.pass_time(WAKE_S)
+    keen.offer(b"f")
+    keen.grab()
+    assert late.grab() is None
+    late.ask(Kind.PRE_SLEEP)
+    keen.ask(Kind.PRE_SLEEP)
+    rig.peer().submit(b"f")
+    assert woken([late, keen]) == [1]

@@ -42,7 +42,7 @@ def test_our_request_has_toci_s_keys_as_strings() -> None:
 def test_a_request_is_read_as_it_was_written(
     callback: str, timeout: int | None, holder: str, stops: float | None
 ) -> None:
-    request = LockRequest(callback, timeout, holder, stops)
+    request = LockRequest(f"callback_{callback}", timeout, holder, stops)
     assert LockRequest.parse(request.dump()) == request
 
 

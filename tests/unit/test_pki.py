@@ -145,12 +145,73 @@ def test_name_that_no_subject_can_have_is_refused(store: Store, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a b", "*.example.org", "-a", "a..b", "http://a"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "*.example.org", "-a", "a..b", "http://a", "bücher.example"]
+)
 def test_broker_name_that_is_no_host_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an address"):
         Store(tmp_path / "pki", NOW).init([name])
+    assert not (tmp_path / "pki").exists()
 
 
 def test_folder_without_an_authority_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(PkiError, match=r"ca\.crt does not exist; make an authority"):
         Store(tmp_path, NOW).issued()
+
+
+def test_authority_that_has_ended_issues_nothing(store: Store, tmp_path: Path) -> None:
+    later = Store(tmp_path / "pki", NOW + timedelta(days=pki.AUTHORITY_DAYS + 1))
+    with pytest.raises(PkiError, match="ended on 2039-12-30; make another one"):
+        later.issue("job", ["ci"], 30, tmp_path / "out")
+    assert [one.role for one in store.issued()] == ["broker"]
+
+
+def test_key_of_another_authority_signs_nothing(store: Store, tmp_path: Path) -> None:
+    Store(tmp_path / "other", NOW).init(["broker"])
+    (tmp_path / "other" / "ca.key").replace(tmp_path / "pki" / "ca.key")
+    with pytest.raises(PkiError, match=r"ca\.key is not the key of .*ca\.crt"):
+        store.issue("job", ["ci"], 30, tmp_path / "out")
+    crl = (tmp_path / "pki" / "crl.pem").read_bytes()
+    with pytest.raises(PkiError, match="is not the key of"):
+        store.revoke([7])
+    assert (tmp_path / "pki" / "crl.pem").read_bytes() == crl
+
+
+def test_new_authority_does_not_know_the_certificates_of_the_one_before(
+    store: Store, tmp_path: Path
+) -> None:
+    store.issue("job", ["ci"], 30, tmp_path / "one")
+    for file in (tmp_path / "pki").iterdir():
+        if file.is_file():
+            file.unlink()
+    store.init(["broker"])
+    assert [one.label for one in store.issued()] == ["broker/broker"]
+    store.issue("job", ["ci"], 30, tmp_path / "two")
+    assert len(store.live("job/ci")) == 1
+
+
+@pytest.mark.parametrize("done", range(1, 5))
+def test_init_after_one_that_was_interrupted_names_what_is_to_be_removed(
+    store: Store, tmp_path: Path, done: int
+) -> None:
+    """It writes ca.crt last."""
+    folder = tmp_path / "pki"
+    left = ["crl.pem", "broker.crt", "broker.key", "ca.key"][:done]
+    for name in {"ca.crt", "crl.pem", "broker.crt", "broker.key", "ca.key"} - set(left):
+        (folder / name).unlink()
+    with pytest.raises(PkiError, match="was init interrupted") as info:
+        store.init(["broker"])
+    assert all(str(folder / name) in str(info.value) for name in left)
+    for name in left:
+        (folder / name).unlink()
+    store.init(["broker"])
+
+
+def test_stray_file_in_the_index_is_told_of_and_stops_nobody(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.issue("job", ["ci"], 30, tmp_path / "out")
+    (tmp_path / "pki" / "issued" / "note.crt").write_text("hello")
+    store.revoke([one.serial for one in store.live("job/ci")])
+    assert [one.state for one in store.issued() if one.role == "job"] == [State.REVOKED]
+    assert "note.crt is not a certificate: passed over" in caplog.text
