@@ -13,9 +13,7 @@ from typing import NamedTuple
 from gear.acl import ACLEntry
 
 from schemas.broker import AccessSection
-
-UNVERIFIED = "unverified"
-"""The subject of connections without TLS, in every stamp."""
+from schemas.names import UNVERIFIED
 
 MAX_SUBJECT = 44
 """Bytes. A subject is part of each job handle, and C libraries cut handles off at 63 bytes."""
@@ -110,7 +108,8 @@ def verified(
     Raises UnknownSubject.
     """
     role = next((role for role in Role if _fits(subject, getattr(access, role))), None)
-    shown = ",".join(f"{key}={value}" for key, value in subject.items())
+    # It is logged: a line end would forge a line, and a terminal obeys control characters.
+    shown = ",".join(f"{key}={ascii(value)[1:-1]}" for key, value in subject.items())
     if role is None:
         raise UnknownSubject(f"no role for the certificate of {shown}")
     name = subject.get("CN", "")

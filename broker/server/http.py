@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -22,13 +24,17 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.server.exchange import Exchange
 from broker.server.metrics import Histogram, Metrics, by_family
+from broker.server.names import is_lock
 from broker.wire import kind_name
-from schemas.names import LOCK_FUNCTION
 
 STOP_WITHIN_S = 1
+
+CONNECTION_S = 10.0
+"""How long an HTTP connection lasts; uvicorn waits for ever for the rest of a request."""
 
 
 class BrokerCollector(Collector):
@@ -51,16 +57,15 @@ class BrokerCollector(Collector):
         )
         running = GaugeMetricFamily("testenv_running_jobs", "With a worker.", labels=["function"])
         workers = GaugeMetricFamily("testenv_workers", "Who offers it.", labels=["function"])
-        leases = 0
-        for view in by_family(self._exchange.functions()):
+        functions = list(self._exchange.functions())
+        for view in by_family(functions):
             name = view.name
             queued.add_metric([name], view.queued)
             oldest.add_metric([name], view.oldest_queued_s)
             running.add_metric([name], view.running)
             workers.add_metric([name], view.workers)
-            if name.partition(":")[0] == LOCK_FUNCTION:
-                leases += view.running
         yield from (queued, oldest, running, workers)
+        leases = sum(one.running for one in functions if is_lock(one.name))
         yield GaugeMetricFamily("testenv_running_leases", "Lock requests granted.", value=leases)
 
     def _jobs(self) -> Iterator[Metric]:
@@ -129,12 +134,28 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
+class _Connection(H11Protocol):
+    """One of `most` at a time, and not for long."""
+
+    def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._most = most
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            transport.abort()
+        else:
+            self.loop.call_later(CONNECTION_S, transport.abort)
+
+
 @contextlib.asynccontextmanager
-async def serving(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve `app` on the listening `sock` while the context lasts."""
+async def serving(app: Starlette, sock: socket.socket, *, most: int) -> AsyncIterator[None]:
+    """Serve `app` on the listening `sock` while the context lasts; `most` connections at once."""
     server = _Server(
         uvicorn.Config(
             app,
+            http=partial(_Connection, most=most),  # type: ignore[arg-type]
             lifespan="off",
             access_log=False,
             log_config=None,

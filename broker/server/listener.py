@@ -71,25 +71,19 @@ def set_options(sock: socket.socket, limits: LimitsSection) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.keepalive_count)
     # TCP does not probe while something it sent is not acknowledged, but retries for 15 minutes.
     vanished_s = idle_s + interval_s * limits.keepalive_count
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, vanished_s * 1000)
+    vanished_ms = min(vanished_s * 1000, 2**31 - 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, vanished_ms)
 
 
 class Listener:
-    """Turns what `sock` accepts into connections of `board`.
+    """Turns what `sock` accepts into connections of `board`, with TLS if that has `trust`."""
 
-    `context` may be replaced at any time; None is plain text.
-    """
-
-    def __init__(
-        self, sock: socket.socket, board: Switchboard, context: ssl.SSLContext | None
-    ) -> None:
-        self.context = context
+    def __init__(self, sock: socket.socket, board: Switchboard) -> None:
         self._socket = sock
         self._board = board
         self._loop = board.loop
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._handshakes: Counter[str] = Counter()
-        """By address."""
+        self._opening: dict[asyncio.Task[None], str] = {}
+        """Connections that are not there yet, with their addresses; the oldest first."""
         self._retry: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -103,9 +97,10 @@ class Listener:
             self._retry.cancel()
         self._loop.remove_reader(self._socket)
         self._socket.close()
-        for task in self._tasks:
+        tasks = list(self._opening)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -124,41 +119,57 @@ class Listener:
             self._greet(sock, address)
 
     def _greet(self, sock: socket.socket, address: str) -> None:
-        limits = self._board.limits
-        if len(self._board) + len(self._tasks) >= limits.connections + SPARE:
+        tls = self._board.trust is not None
+        taken = self._board.sockets + (0 if tls else len(self._opening))
+        if taken >= self._board.limits.connections + SPARE:
             why = "far too many connections"
-        elif self.context and self._handshakes[address] >= limits.connections_per_subject:
+        elif tls and not self._has_room(address):
             why = "too many TLS handshakes at once"
         else:
             self._begin(sock, address)
             return
-        log.warning("closed a connection from %s: %s", address, why)
+        self._board.complaints.warn(address, "closed a connection from %s: %s", address, why)
         sock.close()
 
+    def _has_room(self, address: str) -> bool:
+        """Whether one more handshake may begin. If there are too many, whoever has most gives up
+        its oldest: strangers from a few addresses can't keep out those from others."""
+        if len(self._opening) < self._board.limits.handshakes:
+            return True
+        counts = Counter(self._opening.values())
+        (greedy, most), *_ = counts.most_common(1)
+        if most <= counts[address] + 1:
+            return False
+        oldest = next(task for task, one in self._opening.items() if one == greedy)
+        del self._opening[oldest]
+        oldest.cancel()
+        self._failed(greedy, "others have their turn")
+        return True
+
     def _begin(self, sock: socket.socket, address: str) -> None:
-        open_it = self._shake_hands(sock, address) if self.context else self._open(sock, address)
+        tls = self._board.trust is not None
+        open_it = self._shake_hands(sock, address) if tls else self._open(sock, address)
         task = self._loop.create_task(open_it)
-        self._tasks.add(task)
+        self._opening[task] = address
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._opening.pop(task, None)
         if not task.cancelled() and (error := task.exception()):
             level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
             log.log(level, "a connection that was not even opened", exc_info=error)
 
     async def _open(self, sock: socket.socket, address: str) -> None:
-        tls = self.context is not None
+        trust = self._board.trust
         await self._loop.connect_accepted_socket(
             lambda: ServerConnection(self._board, address),
             sock,
-            ssl=self.context,
-            ssl_handshake_timeout=self._board.limits.handshake_s if tls else None,
-            ssl_shutdown_timeout=LINGER_S if tls else None,
+            ssl=trust and trust.context,
+            ssl_handshake_timeout=self._board.limits.handshake_s if trust else None,
+            ssl_shutdown_timeout=LINGER_S if trust else None,
         )
 
     async def _shake_hands(self, sock: socket.socket, address: str) -> None:
-        self._handshakes[address] += 1
         try:
             async with asyncio.timeout(self._board.limits.handshake_s):
                 if await self._speaks_tls(sock, address):
@@ -169,10 +180,6 @@ class Listener:
         except OSError as exc:
             self._failed(address, handshake_failure(exc))
             sock.close()
-        finally:
-            self._handshakes[address] -= 1
-            if not self._handshakes[address]:
-                del self._handshakes[address]
 
     async def _open_or_alert(self, sock: socket.socket, spare: socket.socket, address: str) -> None:
         """asyncio closes `sock` at once when a handshake fails; `spare` is left to say why."""
@@ -191,7 +198,9 @@ class Listener:
             speaks = first == _HANDSHAKE
             if first and not speaks:
                 self._board.metrics.refusals["PLAIN_ON_TLS_PORT"] += 1
-                log.warning("%s speaks plain text to a TLS port: its connection is closed", address)
+                self._board.complaints.warn(
+                    address, "%s speaks plain text to a TLS port: its connection is closed", address
+                )
                 await self._say_last(sock, _PLAIN_ON_TLS)
             return speaks
         finally:
@@ -220,4 +229,4 @@ class Listener:
 
     def _failed(self, address: str, why: str) -> None:
         self._board.metrics.refusals["TLS_HANDSHAKE"] += 1
-        log.warning("no TLS handshake with %s: %s", address, why)
+        self._board.complaints.warn(address, "no TLS handshake with %s: %s", address, why)

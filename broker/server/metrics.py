@@ -2,10 +2,11 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from broker.server.queue import FunctionView
+from schemas.names import LOCK_FUNCTION
 
 WAIT_BUCKETS_S = (0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 10800.0)
 HOLD_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 10800.0, 21600.0)
@@ -28,6 +29,14 @@ def family(function: bytes) -> str:
         if function.startswith(beginning):
             return f"{beginning.decode()}*"
     return function.decode(errors="backslashreplace")
+
+
+def label(function: bytes, known: Collection[str]) -> str:
+    """The name under which a function is counted beside the `known` ones. Clients that make up
+    names can't push out `lockenv`."""
+    name = family(function)
+    full = len(known) >= MAX_LABELS
+    return OTHER if full and name not in known and name != LOCK_FUNCTION else name
 
 
 class Histogram:
@@ -74,9 +83,7 @@ class Metrics:
 
 
 def _histogram(known: dict[str, Histogram], function: bytes, bounds: Sequence[float]) -> Histogram:
-    name = family(function)
-    if name not in known and len(known) >= MAX_LABELS:
-        name = OTHER
+    name = label(function, known)
     if (found := known.get(name)) is None:
         found = known[name] = Histogram(bounds)
     return found
@@ -93,12 +100,11 @@ class FamilyView(NamedTuple):
 
 
 def by_family(functions: Iterable[FunctionView]) -> list[FamilyView]:
-    """The functions of each family added up; at most MAX_LABELS, the rest under OTHER."""
+    """The functions of each family added up; at most MAX_LABELS, those with workers first, and
+    the rest under OTHER."""
     sums: dict[str, FamilyView] = {}
-    for one in functions:
-        name = family(one.name)
-        if name not in sums and len(sums) >= MAX_LABELS:
-            name = OTHER
+    for one in sorted(functions, key=lambda view: not view.workers):
+        name = label(one.name, sums)
         sofar = sums.get(name, FamilyView(name))
         sums[name] = FamilyView(
             name,

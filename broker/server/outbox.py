@@ -1,8 +1,12 @@
 """Gathers what is written while one event is handled, so that each peer gets it in one piece."""
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 
 class Flushable(Protocol):
@@ -11,13 +15,16 @@ class Flushable(Protocol):
     def flush(self) -> None:
         """Hand it to the kernel. May make other connections dirty."""
 
+    def abort(self) -> None:
+        """End the connection at once."""
+
 
 class Outbox:
     """`call_soon` is the event loop's: for what is written outside an event, as timers do."""
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         self._call_soon = call_soon
-        self._dirty: list[Flushable] = []
+        self._dirty: deque[Flushable] = deque()
         self._in_event = False
 
     def add(self, connection: Flushable) -> None:
@@ -36,12 +43,17 @@ class Outbox:
         try:
             yield
         finally:
-            self.flush()
-            self._in_event = False
+            try:
+                self.flush()
+            finally:
+                self._in_event = False
 
     def flush(self) -> None:
-        """Write all."""
+        """Write all. Whom nothing can be written to is cut off; the others get theirs."""
         while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for connection in dirty:
+            connection = self._dirty.popleft()
+            try:
                 connection.flush()
+            except Exception:
+                log.exception("could not write to %s: it is cut off", connection)
+                connection.abort()

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import resource
 import signal
-import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -20,7 +19,7 @@ from broker.server.notify import Notifier, watchdog_s
 from broker.server.refusal import Breach
 from broker.server.switchboard import Switchboard
 from broker.server.text import AdminCommands
-from broker.server.tls import revoked_serials, server_context
+from broker.server.tls import Trust, read_trust
 from broker.server.transport import ServerConnection
 from schemas.broker import BrokerConfig, LimitsSection
 from schemas.errors import ConfigError, TestenvError
@@ -29,6 +28,15 @@ log = logging.getLogger(__name__)
 
 OWN_DESCRIPTORS = 32
 """For the log, the event loop, configuration files and monitoring."""
+
+HTTP_CONNECTIONS = 32
+"""To the monitoring port; it is for one or two scrapers."""
+
+HANDSHAKES_SHARE = 32
+"""So many descriptors there have to be for each TLS handshake at once."""
+
+DESCRIPTORS_PER_HANDSHAKE = 4
+"""Its socket, and one to say why it fails; for a moment also those of one that made room."""
 
 IDLE_CHECK_S = 0.05
 """While draining."""
@@ -60,10 +68,9 @@ class Service:
         """Serve until a signal or an operator ends it. Raises ConfigError, BrokerStartError."""
         config = self._config
         self._loop = asyncio.get_running_loop()
-        context = server_context(config.tls) if config.tls else None
-        self._revoked = revoked_serials(config.tls)
+        trust = read_trust(config.tls) if config.tls else None
         async with AsyncExitStack() as stack:
-            self._set_up(config, context)
+            self._set_up(config, trust)
             stack.push_async_callback(self._listener.close)
             check_exposure(self._bound, config)
             if config.http:
@@ -77,7 +84,7 @@ class Service:
             self._notifier.stopping("stopping")
             await self._close_connections()
 
-    def _set_up(self, config: BrokerConfig, context: ssl.SSLContext | None) -> None:
+    def _set_up(self, config: BrokerConfig, trust: Trust | None) -> None:
         self._metrics = Metrics()
         self._exchange = Exchange(
             self._loop,
@@ -89,10 +96,10 @@ class Service:
             self._exchange, version=version("testenv"), shutdown=self._shut_down
         )
         self._board = Switchboard(
-            self._loop, self._exchange, commands, self._metrics, config.access
+            self._loop, self._exchange, commands, self._metrics, config.access, trust
         )
         self._socket = listening_socket(parse_endpoint(config.listen, "listen", any_port=True))
-        self._listener = Listener(self._socket, self._board, context)
+        self._listener = Listener(self._socket, self._board)
         set_options(self._socket, config.limits)
         self._bound = Endpoint(*self._socket.getsockname()[:2])
 
@@ -106,7 +113,7 @@ class Service:
 
         sock = listening_socket(parse_endpoint(listen, "http.listen", any_port=True))
         log.info("monitoring at http://%s", Endpoint(*sock.getsockname()[:2]))
-        return serving(application(self._exchange, self._metrics), sock)
+        return serving(application(self._exchange, self._metrics), sock, most=HTTP_CONNECTIONS)
 
     def _watch_signals(self, stack: AsyncExitStack) -> None:
         handlers: dict[signal.Signals, Callable[[], None]] = {
@@ -162,15 +169,19 @@ class Service:
             if bool(config.tls) != bool(self._config.tls):
                 config = config.model_copy(update={"tls": self._config.tls})
                 log.warning("to switch TLS on or off takes a restart")
-            context = server_context(config.tls) if config.tls else None
-            self._revoked = revoked_serials(config.tls)
+            trust = read_trust(config.tls) if config.tls else None
+            set_options(self._socket, config.limits)
         except (TestenvError, ModuleNotFoundError) as error:
             log.warning("not reloaded, the old settings stay: %s", error)
+        except Exception:
+            # Such as a RecursionError, of a file that nests too deeply.
+            log.exception("not reloaded, the old settings stay")
         else:
-            self._take_over(config, context)
-        self._notifier.ready(self._status)
+            self._take_over(config, trust)
+        finally:
+            self._notifier.ready(self._status)
 
-    def _take_over(self, config: BrokerConfig, context: ssl.SSLContext | None) -> None:
+    def _take_over(self, config: BrokerConfig, trust: Trust | None) -> None:
         fixed = ("listen", "http", "wake_timeout_s")
         changed = [key for key in fixed if getattr(config, key) != getattr(self._config, key)]
         if changed:
@@ -178,8 +189,7 @@ class Service:
         self._config = config
         self._exchange.limits = fitting_limits(config)
         self._board.access = config.access
-        set_options(self._socket, config.limits)
-        self._listener.context = context
+        self._board.trust = trust
         ended = sum(self._review(connection) for connection in self._board.connections)
         log.warning("reloaded; %d connections lost their rights", ended)
 
@@ -188,18 +198,14 @@ class Service:
         identity = connection.identity
         if identity is None:
             return False
-        why = ""
-        if identity.serial in self._revoked:
-            why = "the certificate has been revoked"
-        else:
-            try:
-                if not same_rights(connection.current_identity(), identity):
-                    why = "what this subject may do has changed"
-            except UnknownSubject as exc:
-                why = str(exc)
-        if why:
-            connection.expel(Breach("UNKNOWN_CERTIFICATE", why))
-        return bool(why)
+        try:
+            if same_rights(connection.current_identity(), identity):
+                return False
+            why = "what this subject may do has changed"
+        except UnknownSubject as exc:
+            why = str(exc)
+        connection.expel(Breach("UNKNOWN_CERTIFICATE", why))
+        return True
 
 
 def check_exposure(bound: Endpoint, config: BrokerConfig) -> None:
@@ -214,16 +220,24 @@ def check_exposure(bound: Endpoint, config: BrokerConfig) -> None:
 
 
 def fitting_limits(config: BrokerConfig) -> LimitsSection:
-    """Take all the descriptors that we may have; the limits, with no more connections than that
-    is enough for."""
+    """Take all the descriptors that we may have; the limits, with no more connections and
+    handshakes than that is enough for."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    enough = max(1, hard - SPARE - OWN_DESCRIPTORS)
     limits = config.limits
-    if hard == resource.RLIM_INFINITY or limits.connections <= enough:
+    if hard == resource.RLIM_INFINITY:
         return limits
-    log.warning("at most %d connections: the limit of open files is %d", enough, hard)
-    return limits.model_copy(update={"connections": enough})
+    handshakes = min(limits.handshakes, max(1, hard // HANDSHAKES_SHARE))
+    others = OWN_DESCRIPTORS + SPARE
+    if config.tls:
+        others += DESCRIPTORS_PER_HANDSHAKE * handshakes
+    if config.http:
+        others += HTTP_CONNECTIONS
+    enough = max(1, hard - others)
+    if limits.connections > enough:
+        log.warning("at most %d connections: the limit of open files is %d", enough, hard)
+    fitting = {"connections": min(limits.connections, enough), "handshakes": handshakes}
+    return limits.model_copy(update=fitting)
 
 
 def same_rights(one: Identity, other: Identity) -> bool:

@@ -6,12 +6,14 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from broker.server.access import Identity
+from broker.server.complaints import Complaints
 from broker.server.exchange import Exchange
 from broker.server.metrics import Metrics
 from broker.server.outbox import Outbox
 from broker.server.refusal import Breach
 from broker.server.requests import Requests
 from broker.server.text import AdminCommands
+from broker.server.tls import Trust
 from schemas.broker import AccessSection, LimitsSection
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Switchboard:
-    """Knows all connections. `access` may be replaced at any time, as the exchange's limits."""
+    """Knows all connections. `access` and `trust` may be replaced at any time, as the exchange's
+    limits; without `trust` everything is plain text."""
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Switchboard:
         commands: AdminCommands,
         metrics: Metrics,
         access: AccessSection,
+        trust: Trust | None = None,
     ) -> None:
         self.loop = loop
         self.exchange = exchange
@@ -35,8 +39,12 @@ class Switchboard:
         self.commands = commands
         self.metrics = metrics
         self.access = access
+        self.trust = trust
+        self.complaints = Complaints(loop)
         self.outbox = Outbox(loop.call_soon)
         self.numbers = count(1)
+        self.sockets = 0
+        """That are open: those of all that are in, and of those that are told why they are not."""
         self._connections: dict[ServerConnection, Identity] = {}
         self._by_group: Counter[str] = Counter()
 

@@ -1,11 +1,12 @@
-"""The server's side of TLS: contexts, and who a client's certificate says it is."""
+"""The server's side of TLS: whom to trust, and who a client's certificate says it is."""
 
 import ssl
 from asyncio import sslproto
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from broker.server.access import Identity, UnknownSubject, verified
 from schemas.broker import AccessSection, TlsSection
@@ -25,8 +26,36 @@ _SHORT = {
 }
 
 
-def server_context(section: TlsSection) -> ssl.SSLContext:
-    """TLS 1.2 or newer, for clients with a certificate only. Raises ConfigError for a bad file."""
+class Trust(NamedTuple):
+    """Whom the TLS files let in."""
+
+    context: ssl.SSLContext
+    authority: bytes
+    """Who signs the certificates of clients, in PEM."""
+    revoked: frozenset[int]
+    """Serial numbers of certificates."""
+
+
+def read_trust(section: TlsSection) -> Trust:
+    """Read the TLS files. Raises ConfigError for one that is bad, or would keep everybody out."""
+    context = _server_context(section)
+    with _blaming(section.ca, "tls.ca"):
+        authority = section.ca.read_bytes()
+        # What is not ASCII is a comment in a bundle.
+        context.load_verify_locations(cadata=authority.decode("ascii", "ignore"))
+    if not context.cert_store_stats()["x509_ca"]:
+        raise ConfigError(section.ca, "has no authority's certificate", key="tls.ca")
+    revoked = frozenset[int]()
+    if section.crl:
+        revoked = _revoked_serials(section.crl, authority)
+        with _blaming(section.crl, "tls.crl"):
+            context.load_verify_locations(section.crl)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return Trust(context, authority, revoked)
+
+
+def _server_context(section: TlsSection) -> ssl.SSLContext:
+    """TLS 1.2 or newer, for clients with a certificate only; it trusts none so far."""
     context = _Context(ssl.PROTOCOL_TLS_SERVER)
     context.sslobject_class = _Object
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -39,24 +68,33 @@ def server_context(section: TlsSection) -> ssl.SSLContext:
     with _blaming(section.key, "tls.key"):
         # Without a password OpenSSL would ask for one on the terminal.
         context.load_cert_chain(section.cert, section.key, password="")
-    with _blaming(section.ca, "tls.ca"):
-        context.load_verify_locations(section.ca)
-    if section.crl:
-        with _blaming(section.crl, "tls.crl"):
-            context.load_verify_locations(section.crl)
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
 
-def revoked_serials(section: TlsSection | None) -> frozenset[int]:
-    """The serial numbers in the revocation list; none if there is no list. Raises ConfigError."""
-    if not (section and section.crl):
-        return frozenset()
+def _revoked_serials(file: Path, authority: bytes) -> frozenset[int]:
+    """The serial numbers in a revocation list.
+
+    OpenSSL loads a list of another authority, or of another time, without a word, and then lets
+    nobody in.
+    """
     # Imported here: a broker without a revocation list does without it.
     from cryptography import x509
 
-    with _blaming(section.crl, "tls.crl"):
-        crl = x509.load_pem_x509_crl(section.crl.read_bytes())
+    with _blaming(file, "tls.crl"):
+        crl = x509.load_pem_x509_crl(file.read_bytes())
+        signers = x509.load_pem_x509_certificates(authority)
+    keys: list[Any] = [one.public_key() for one in signers if one.subject == crl.issuer]
+    if not any(map(crl.is_signature_valid, keys)):
+        raise ConfigError(file, "is not of the authority in tls.ca", key="tls.crl")
+    now = datetime.now(UTC)
+    begin, end = crl.last_update_utc, crl.next_update_utc
+    if not begin <= now <= (end or now):
+        raise ConfigError(
+            file,
+            f"is valid from {begin} to {end} only",
+            key="tls.crl",
+            remedy="any `testenv-broker pki revoke` writes a new one",
+        )
     return frozenset(entry.serial_number for entry in crl)
 
 

@@ -6,7 +6,7 @@ Whatever goes wrong here ends this one connection: nobody else notices.
 import asyncio
 import logging
 import socket
-from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from broker.protocol import Kind
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKETS_PER_TURN = 128
-"""Of one peer, before others have a turn: about a millisecond."""
+TURN_S = 0.001
+"""How long one peer's packets are handled before others have a turn."""
 
 LINGER_S = 5.0
 """How long a connection that we end may take to read the last of what we sent."""
@@ -36,6 +36,7 @@ class ServerConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_authority",
         "_board",
         "_ended",
         "_out",
@@ -44,17 +45,21 @@ class ServerConnection(asyncio.Protocol):
         "_refused",
         "_socket",
         "_transport",
+        "_unflushed",
         "_unread",
     )
 
     def __init__(self, board: Switchboard, address: str) -> None:
-        """`address`: the peer's, without its port."""
+        """`address`: the peer's, without its port. A TLS handshake begins after this."""
         self._board = board
         self._address = address
+        self._authority = board.trust and board.trust.authority
         self._reader = RequestReader(board.limits.packet_bytes)
         self._unread: Iterator[Packet | bytes] | None = None
         """What has been read but not handled yet; meanwhile no more is read."""
         self._out: list[bytes] = []
+        self._unflushed = 0
+        """Bytes of `_out`."""
         self._peer: Peer | None = None
         """Set as long as it is one of the exchange's."""
         self._ended = False
@@ -72,26 +77,35 @@ class ServerConnection(asyncio.Protocol):
 
     def current_identity(self) -> Identity:
         """Who it would be if it came now. Raises UnknownSubject."""
-        certificate = self._transport.get_extra_info("peercert")
-        if certificate is None:
+        certificate, trust = self._transport.get_extra_info("peercert"), self._board.trust
+        if certificate is None or trust is None:
             return unverified(self._address, self._board.access)
-        return identify(certificate, self._address, self._board.access)
+        identity = identify(certificate, self._address, self._board.access)
+        # The handshake looked at both too, but may have begun before they changed.
+        if identity.serial in trust.revoked:
+            raise UnknownSubject("the certificate has been revoked")
+        if self._authority != trust.authority:
+            raise UnknownSubject("the authority of the certificate has been replaced")
+        return identity
 
     # asyncio's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is there, and its TLS handshake is done."""
+        board = self._board
+        board.sockets += 1
         self._transport = cast("asyncio.Transport", transport)
         self._socket: socket.socket = transport.get_extra_info("socket")
-        board = self._board
+        self._acknowledge()
+        self._transport.set_write_buffer_limits(high=board.limits.unsent_bytes)
         board.metrics.connections_total += 1
         try:
             identity = self.current_identity()
             board.admit(self, identity)
         except UnknownSubject as exc:
-            self.expel(Breach("UNKNOWN_CERTIFICATE", str(exc)))
+            self._turn_away(Breach("UNKNOWN_CERTIFICATE", str(exc)))
         except Breach as breach:
-            self.expel(breach)
+            self._turn_away(breach)
         else:
             self._peer = Peer(next(board.numbers), identity, self.write)
             board.exchange.join(self._peer)
@@ -102,9 +116,7 @@ class ServerConnection(asyncio.Protocol):
             return
         self._unread = self._reader.feed(data)
         self._take_turn()
-        # Acknowledge at once: gear's client keeps Nagle's algorithm on, and would hold back its
-        # next packet until the ACK. The kernel forgets this option, so it is set each time.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        self._acknowledge()
 
     def eof_received(self) -> None:
         """The peer says no more: answer what it has said, and close."""
@@ -118,17 +130,27 @@ class ServerConnection(asyncio.Protocol):
         if self._transport.get_write_buffer_size():
             self._board.loop.call_later(LINGER_S, self._transport.abort)
 
+    def pause_writing(self) -> None:
+        """More than `unsent_bytes` wait for the peer to read; TLS's own words too."""
+        self._cut_off()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         log.debug("%s is gone: %s", self, exc or "closed")
         self._ended = True
         self._unread = None
         self._out.clear()
+        self._board.sockets -= 1
+        self._board.dismiss(self)
         with self._board.outbox.event():
             self._leave()
-        self._board.dismiss(self)
 
     # Reading
+
+    def _acknowledge(self) -> None:
+        """At once: gear's client keeps Nagle's algorithm on, and would hold back its next packet
+        until the ACK. The kernel forgets this option, so it is set each time."""
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _take_turn(self) -> None:
         """Handle some of what has been read; the rest when others have had their turn."""
@@ -142,14 +164,16 @@ class ServerConnection(asyncio.Protocol):
             self._board.loop.call_soon(self._take_turn)
 
     def _handle_some(self, unread: "Iterator[Packet | bytes]") -> None:
+        end = monotonic() + TURN_S
         with self._board.outbox.event():
             try:
-                for item in islice(unread, PACKETS_PER_TURN - 1):
+                for item in unread:
                     self._handle(item)
-                if (last := next(unread, None)) is None:
-                    self._unread = None
+                    # A listing is a turn: it may be long, and goes out before the next is made.
+                    if isinstance(item, bytes) or monotonic() >= end:
+                        break
                 else:
-                    self._handle(last)
+                    self._unread = None
             except Breach as breach:
                 self.expel(breach)
             except Exception:
@@ -192,9 +216,13 @@ class ServerConnection(asyncio.Protocol):
             return
         if data[:1] == b"\0":
             self._board.metrics.sent[data[7]] += 1
+        if self._unflushed > self._board.limits.unsent_bytes:
+            self._cut_off()
+            return
         if not self._out:
             self._board.outbox.add(self)
         self._out.append(data)
+        self._unflushed += len(data)
 
     def flush(self) -> None:
         """See outbox.Flushable."""
@@ -202,21 +230,36 @@ class ServerConnection(asyncio.Protocol):
             return
         data = b"".join(self._out)
         self._out.clear()
+        self._unflushed = 0
         self._transport.write(data)
+
+    def _cut_off(self) -> None:
+        """The peer does not read. What calls this may be in the middle of something, such as
+        writing to all of a job's submitters: nobody leaves the exchange before that is done."""
+        if self._ended:
+            return
+        self._ended = True
+        self._out.clear()
+        self._board.metrics.refusals["SLOW_READER"] += 1
         most = self._board.limits.unsent_bytes
-        if self._transport.get_write_buffer_size() > most and not self._ended:
-            self._board.metrics.refusals["SLOW_READER"] += 1
-            log.warning("%s does not read: more than %d bytes unsent, cut off", self, most)
-            self._abort()
+        log.warning("%s does not read: more than %d bytes unsent, cut off", self, most)
+        self._board.loop.call_soon(self.abort)
 
     # Ending
 
+    def _turn_away(self, breach: Breach) -> None:
+        """Say why it never was in."""
+        self._board.complaints.warn(self._address, "turned %s away: %s", self, breach)
+        self._end(breach)
+
     def expel(self, breach: Breach) -> None:
         """Say why, and end it."""
-        if self._ended:
-            return
+        if not self._ended:
+            log.warning("ended the connection of %s: %s", self, breach)
+            self._end(breach)
+
+    def _end(self, breach: Breach) -> None:
         self._board.metrics.refusals[breach.code] += 1
-        log.warning("ended the connection of %s: %s", self, breach)
         with self._board.outbox.event():
             self.write(_spelled(breach))
             self._close()
@@ -243,11 +286,13 @@ class ServerConnection(asyncio.Protocol):
             self._transport.abort()  # it has reset the connection
         self._transport.resume_reading()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """End it at once; what is still to be written is lost."""
         self._ended = True
         self._out.clear()
-        self._leave()
         self._transport.abort()
+        with self._board.outbox.event():
+            self._leave()
 
     def _leave(self) -> None:
         if self._peer:

@@ -140,6 +140,7 @@ def test_documented_configuration_has_every_key_with_its_default(tmp_path: Path)
     [
         ("lisen = 'x'", "lisen: unknown key; allowed here: access, drain_timeout_s"),
         ("[limits]\npacket_bytes = 0", "limits.packet_bytes: "),
+        ("[limits]\nkeepalive_idle_s = 100000", "limits.keepalive_idle_s: "),
         ("[tls]\ncert = 'x'", "tls.key: is required"),
         ("[access]\njob = ['everybody']", "access.job: 'everybody' is not ATTRIBUTE=GLOB"),
         ("[access]\njob = ['UID=x']", "attributes: CN, O, OU, C, L, ST"),
@@ -225,10 +226,20 @@ async def test_reload_changes_limits(tmp_path: Path) -> None:
     assert error.data.startswith(b"LIMIT_EXCEEDED\0")
 
 
-async def test_reload_of_a_bad_file_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("nonsense = 1", "nonsense: unknown key"),
+        ("[limits]\nkeepalive_count = 1000", "limits.keepalive_count"),
+        ("a = " + "[" * 3000, "not reloaded, the old settings stay"),
+    ],
+)
+async def test_reload_of_a_bad_file_changes_nothing(
+    tmp_path: Path, document: str, complaint: str
+) -> None:
     with service(tmp_path) as broker:
-        await broker.reload("nonsense = 1")
-        assert "not reloaded" in await broker.logs("nonsense: unknown key")
+        await broker.reload(document)
+        assert "not reloaded" in await broker.logs(complaint)
         assert await answers(broker.endpoint)
 
 
@@ -271,6 +282,16 @@ async def test_crowd_beyond_the_limit_of_open_files_passes(tmp_path: Path) -> No
         async with asyncio.timeout(BOUND_S):
             while not await serves_again(broker):
                 await asyncio.sleep(0.05)
+
+
+async def test_those_told_that_they_are_too_many_cost_no_descriptors(tmp_path: Path) -> None:
+    with service(tmp_path, under=["prlimit", "--nofile=150"]) as broker, ExitStack() as crowd:
+        for number in range(200):
+            peer = crowd.enter_context(closing(broker.connect()))
+            if number >= 54:
+                await asyncio.to_thread(received, peer)
+        await broker.reload("")
+        assert "Too many open files" not in broker.log
 
 
 async def test_slow_reader_is_cut_off(tmp_path: Path) -> None:
@@ -425,6 +446,39 @@ async def test_monitoring_tells_health_and_figures(tmp_path: Path) -> None:
         'testenv_packets_total{direction="out",kind="JOB_CREATED"} 3.0',
     ):
         assert line in figures.splitlines()
+
+
+async def test_made_up_functions_hide_no_lease_from_monitoring(tmp_path: Path) -> None:
+    port = free_port()
+    asked = [f"lockenv:junk{number}" for number in range(600)] + ["lockenv", "lockenv:kvm"]
+    with service(tmp_path, "", "--http", f"127.0.0.1:{port}") as broker:
+        async with (
+            await Link.open(broker.endpoint, client_id="client") as here,
+            asyncio.timeout(BOUND_S),
+        ):
+            for name in asked:
+                await submit(here, name, b"")
+            with closing(broker.connect()) as worker:
+                for function in (b"lockenv", b"lockenv:kvm"):
+                    worker.sendall(request(Kind.CAN_DO, function) + request(Kind.GRAB_JOB))
+                worker.sendall(request(Kind.CANT_DO, b"lockenv:kvm") + b"version\n")
+                while b"OK " not in worker.recv(1000):
+                    pass
+                _, figures = await asyncio.to_thread(fetch, port, "metrics")
+    assert "testenv_running_leases 2.0" in figures.splitlines()
+    assert 'testenv_running_jobs{function="lockenv"} 1.0' in figures.splitlines()
+
+
+async def test_crowd_at_the_monitoring_port_is_limited(tmp_path: Path) -> None:
+    port = free_port()
+    with service(tmp_path, "", "--http", f"127.0.0.1:{port}"), ExitStack() as crowd:
+        for _ in range(40):
+            last = crowd.enter_context(
+                socket.create_connection(("127.0.0.1", port), timeout=BOUND_S / 2)
+            )
+            last.sendall(b"GET /met")
+        with pytest.raises(ConnectionResetError):
+            await asyncio.to_thread(last.recv, 100)
 
 
 def fetch(port: int, page: str) -> tuple[int, str]:

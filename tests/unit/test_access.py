@@ -85,3 +85,11 @@ def test_subject_counts_where_there_is_one_and_the_address_where_not() -> None:
     assert unverified("203.0.113.1", AccessSection()).group == "203.0.113.1"
     one = verified({"OU": "job", "CN": "one"}, 7, "203.0.113.1", AccessSection())
     assert (one.group, one.is_verified) == ("job/one", True)
+
+
+def test_text_about_a_certificate_is_one_line_without_control_characters() -> None:
+    subject = {"O": "x\n2026-01-01 forged", "OU": "\x1b[2J", "CN": "\u009b31m\u2028"}
+    with pytest.raises(UnknownSubject) as caught:
+        verified(subject, 7, "::1", AccessSection())
+    assert str(caught.value).isprintable()
+    assert r"O=x\n2026-01-01 forged" in str(caught.value)
