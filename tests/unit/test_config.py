@@ -103,6 +103,7 @@ def test_bad_values_are_named_with_what_is_allowed(tmp_path: Path, text: str, me
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, "count:").startswith("is not TOML: ")
+    assert refusal(tmp_path, "a = " + "[" * 5000).startswith("is not TOML: ")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
