@@ -36,7 +36,7 @@ memory_mib = 256
 """
 
 BROKERS = {
-    "testenv-broker": [f"{BIN}/testenv-broker", "run", "--listen", BROKER],
+    "testenv-broker": [f"{BIN}/testenv-broker", "run", "--insecure", "--listen", BROKER],
     "gearmand": ["gearmand", "--listen=198.51.100.1", "--port=4730", "--log-file=stderr"],
 }
 

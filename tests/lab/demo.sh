@@ -53,8 +53,8 @@ grep -qx ready "$work/lab.out" || { cat "$work/lab.log" >&2; exit 1; }
 grep '^te' "$work/lab.out"
 
 title "a broker on the CI network"
-show "testenv-broker run --listen $TESTENV_BROKER"
-$lab ci -- "$bin/testenv-broker" run --listen "$TESTENV_BROKER" 2>"$work/broker.log" &
+show "testenv-broker run --insecure --listen $TESTENV_BROKER"
+$lab ci -- "$bin/testenv-broker" run --insecure --listen "$TESTENV_BROKER" 2>"$work/broker.log" &
 pids+=($!)
 wait_for 20 grep -q '^listening on' "$work/broker.log"
 cat "$work/broker.log"
