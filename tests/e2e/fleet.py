@@ -34,6 +34,7 @@ cmdline = "{cmdline}"
 count = 2
 memory_mib = 256
 """
+AWAIT_BROKER = f"until (: > /dev/tcp/{BROKER.replace(':', '/')}) 2>/dev/null; do sleep 0.05; done"
 
 BROKERS = {
     "testenv-broker": [f"{BIN}/testenv-broker", "run", "--insecure", "--listen", BROKER],
@@ -70,6 +71,7 @@ class Fleet:
         with (self._logs / f"{kind}.log").open("a") as log:
             broker = self.lab.ci.popen(BROKERS[kind], stdout=log, stderr=log)
             try:
+                self.lab.ci.run(["bash", "-c", AWAIT_BROKER], timeout=20)
                 yield
             finally:
                 broker.terminate()
