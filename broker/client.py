@@ -7,9 +7,10 @@ from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
+from broker.answers import JobStatus
 from broker.backoff import backoff
 from broker.endpoint import Endpoint
-from broker.link import JobStatus, Link
+from broker.link import Link
 from broker.protocol import Kind
 from broker.wire import Packet, from_wire, number
 from schemas.errors import BrokerUnreachable, ConnectionLost

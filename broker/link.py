@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
+from broker.answers import Answer, GrabbedJob, JobStatus, JobWatcher, next_owed
 from broker.connection import Connection, describe, refusal_in_words
 from broker.endpoint import Endpoint
-from broker.protocol import Kind
+from broker.protocol import MAX_CLIENT_ID, MAX_UNIQUE, Kind
 from broker.wire import (
-    MalformedPacket,
     Packet,
     fields,
     from_wire,
@@ -32,16 +32,12 @@ from schemas.errors import (
     ConnectionLost,
     RequestRefused,
 )
+from schemas.names import MAX_FUNCTION
 
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 5.0
 PING_TIMEOUT_S = 10.0
-
-MAX_UNIQUE = 64
-MAX_FUNCTION = 512
-MAX_CLIENT_ID = 128
-"""gearmand 1.1.20's limits, in bytes: beyond them it answers ERROR, or cuts the id short."""
 
 _PING_HANDLE = b"ping"
 """No broker gives out such a handle (theirs begin with `H:`), so the answer is "unknown"."""
@@ -61,64 +57,6 @@ _REFUSALS = {
 _LAST_WORDS = {Kind.WORK_COMPLETE, Kind.WORK_FAIL, Kind.WORK_EXCEPTION}
 
 T = TypeVar("T")
-
-
-class JobStatus(NamedTuple):
-    """A broker's answer to GET_STATUS. Of an unknown job all else is False or 0.
-
-    Of a running job `numerator` and `denominator` are what its worker told last. Of a queued one
-    they are its place in the queue, from 1, and the queue's length, where the broker tells that:
-    testenv-broker does; geard and gearmand say 0.
-    """
-
-    known: bool
-    running: bool
-    numerator: int = 0
-    denominator: int = 0
-
-
-class GrabbedJob(NamedTuple):
-    """What JOB_ASSIGN_UNIQ says; `handle` as the broker wrote it."""
-
-    handle: bytes
-    function: str
-    unique: str
-    arguments: bytes
-
-
-class JobWatcher(Protocol):
-    """Who is told about a submitted job, in the event loop; must not block."""
-
-    def received(self, packet: Packet) -> None:
-        """WORK_*. Nothing more comes after COMPLETE, FAIL and EXCEPTION."""
-
-    def lost(self, loss: ConnectionLost) -> None:
-        """The connection has ended; nothing more comes."""
-
-
-class Answer(Generic[T]):
-    """What the broker owes for one request. If it stays out, `overdue` is called."""
-
-    def __init__(self, timeout: float, overdue: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._reply: asyncio.Future[T | BrokerError] = loop.create_future()
-        self._timer = loop.call_later(timeout, overdue)
-
-    def give(self, reply: T | BrokerError) -> None:
-        """Settle it."""
-        self._timer.cancel()
-        self._reply.set_result(reply)
-
-    def on_given(self, callback: Callable[[T | BrokerError], None]) -> None:
-        """Call `callback` with it soon after it is settled, whichever way."""
-        self._reply.add_done_callback(lambda reply: callback(reply.result()))
-
-    async def wait(self) -> T:
-        """Wait for it; cancel and wait again freely. Raises ConnectionLost or RequestRefused."""
-        reply = await asyncio.shield(self._reply)
-        if isinstance(reply, BrokerError):
-            raise reply
-        return reply
 
 
 class Link:
@@ -396,15 +334,15 @@ class Link:
                 if self._on_noop:
                     self._on_noop()
             case Kind.NO_JOB:
-                _next(self._grabs, packet).give(None)
+                next_owed(self._grabs, packet).give(None)
             case Kind.JOB_ASSIGN_UNIQ:
                 handle, function, unique, arguments = fields(packet, 4)
                 job = GrabbedJob(handle, from_wire(function), from_wire(unique), arguments)
-                _next(self._grabs, packet).give(job)
+                next_owed(self._grabs, packet).give(job)
             case Kind.JOB_ASSIGN:
                 handle, function, arguments = fields(packet, 3)
                 job = GrabbedJob(handle, from_wire(function), "", arguments)
-                _next(self._grabs, packet).give(job)
+                next_owed(self._grabs, packet).give(job)
             case Kind.JOB_CREATED:
                 self._job_created(packet)
             case Kind.ERROR:
@@ -416,7 +354,7 @@ class Link:
 
     def _job_created(self, packet: Packet) -> None:
         [handle] = fields(packet, 1)
-        answer, watcher = _next(self._submissions, packet)
+        answer, watcher = next_owed(self._submissions, packet)
         # gearmand gives one handle to all jobs of one function and unique id.
         self._jobs.setdefault(handle, []).append(watcher)
         answer.give(handle)
@@ -445,15 +383,9 @@ class Link:
             number(known) != 0, number(running) != 0, number(numerator), number(denominator)
         )
         answers = self._statuses.get(handle, deque())
-        _next(answers, packet).give(status)
+        next_owed(answers, packet).give(status)
         if not answers:
             del self._statuses[handle]
-
-
-def _next(owed: deque[T], packet: Packet) -> T:
-    if not owed:
-        raise MalformedPacket(f"{kind_name(packet.kind)} that answers nothing we asked")
-    return owed.popleft()
 
 
 def _name(what: str, text: str, limit: int) -> bytes:

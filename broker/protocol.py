@@ -9,6 +9,10 @@ from enum import IntEnum
 REQ = b"\0REQ"
 RES = b"\0RES"
 
+MAX_UNIQUE = 64
+MAX_CLIENT_ID = 128
+"""gearmand 1.1.20's limits, in bytes: beyond them it answers ERROR, or cuts the id short."""
+
 
 class Kind(IntEnum):
     """Packet types."""

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from broker import stamp
-from broker.link import GrabbedJob, Link
+from broker.answers import GrabbedJob
+from broker.link import Link
 from broker.links import Links, LinkSource
 from broker.protocol import Kind
 from broker.wire import from_wire, request

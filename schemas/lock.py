@@ -9,7 +9,7 @@ import json
 from typing import Any, NamedTuple
 
 from schemas.errors import OfferRefused
-from schemas.names import host_of_function, is_lock_function
+from schemas.names import MAX_FUNCTION, host_of_function, is_lock_function
 
 DEFAULT_TIMEOUT_S = 10800
 """How long a lease lasts where neither side says otherwise; toci's default, three hours."""
@@ -26,9 +26,6 @@ MARGIN_S = 30.0
 KILL_AFTER_S = 10.0
 """How long a command that is told to end (SIGTERM) has to clean up before SIGKILL."""
 
-
-_MAX_FUNCTION = 512
-"""gearmand 1.1.20's limit, in bytes."""
 
 _MAX_HOLDER = 200
 
@@ -95,7 +92,7 @@ def _load(data: bytes) -> Any:
 
 def _can_be_called(callback: str) -> bool:
     """Whether `callback` may be a client's function: a name that brokers take, and no agent's."""
-    if not callback.isprintable() or not 0 < len(callback.encode()) <= _MAX_FUNCTION:
+    if not callback.isprintable() or not 0 < len(callback.encode()) <= MAX_FUNCTION:
         return False
     return not is_lock_function(callback) and host_of_function(callback) is None
 

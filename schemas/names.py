@@ -11,6 +11,9 @@ LOCK_FUNCTION = "lockenv"
 HOST_FUNCTION_PREFIX = "host."
 """An agent answers operators on `host.<name>`; the broker's status is the fleet's registry."""
 
+MAX_FUNCTION = 512
+"""gearmand 1.1.20's limit, in bytes; ours too."""
+
 UNVERIFIED = "unverified"
 """The submitter of a job where nobody has verified who asked."""
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from broker.server.names import IN_PERSON
 from broker.server.queue import FunctionView
 from schemas.names import LOCK_FUNCTION
 
@@ -19,13 +20,10 @@ MAX_LABELS = 500
 
 OTHER = "other"
 
-_FAMILIES = (b"callback_", b"lease_", b"host.")
-"""Beginnings of names that are one of a kind: each would be a time series that ends at once."""
-
 
 def family(function: bytes) -> str:
     """The name under which a function is counted."""
-    for beginning in _FAMILIES:
+    for beginning in IN_PERSON:
         if function.startswith(beginning):
             return f"{beginning.decode()}*"
     return function.decode(errors="backslashreplace")

@@ -1,12 +1,9 @@
 """What peers may call functions and themselves, and how the bytes that they made up are shown."""
 
 from broker.wire import from_wire
-from schemas.names import is_lock_function
+from schemas.names import MAX_FUNCTION, is_lock_function
 
-MAX_FUNCTION = 512
-"""gearmand 1.1.20's limit, in bytes."""
-
-_IN_PERSON = (b"host.", b"lease_", b"callback_")
+IN_PERSON = (b"host.", b"lease_", b"callback_")
 
 
 def is_function(name: bytes) -> bool:
@@ -40,4 +37,4 @@ def is_lock(function: bytes) -> bool:
 
 def is_in_person(function: bytes) -> bool:
     """Whether one subject offers it at a time: who has such a name is meant in person."""
-    return function.startswith(_IN_PERSON)
+    return function.startswith(IN_PERSON)

@@ -7,18 +7,17 @@ All that gear's and gearmand's clients and workers send (http://gearman.org/prot
 from collections.abc import Callable
 from functools import partial
 
-from broker.protocol import Kind
+from broker.protocol import MAX_CLIENT_ID, MAX_UNIQUE, Kind
 from broker.server.exchange import ENDS, Exchange, JobState
 from broker.server.job import Job, Priority
-from broker.server.names import MAX_FUNCTION, is_function, is_word
+from broker.server.names import is_function, is_word
 from broker.server.peer import Peer
 from broker.server.refusal import Breach, Refusal
 from broker.wire import MalformedPacket, Packet, fields, kind_name
+from schemas.names import MAX_FUNCTION
 
-MAX_UNIQUE = 64
-MAX_CLIENT_ID = 128
 MAX_TIMEOUT_DIGITS = 9
-"""gearmand 1.1.20's limits."""
+"""gearmand 1.1.20's limit."""
 
 MAX_PROGRESS = 64
 """Bytes of a numerator or denominator, which the broker keeps."""

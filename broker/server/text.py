@@ -6,9 +6,10 @@ from ipaddress import ip_address
 
 from broker.server.exchange import Exchange
 from broker.server.job import Priority
-from broker.server.names import MAX_FUNCTION, is_function, printable
+from broker.server.names import is_function, printable
 from broker.server.peer import Peer
 from broker.server.refusal import Refusal
+from schemas.names import MAX_FUNCTION
 
 _END = b".\n"
 _OK = b"OK\n"

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from broker.answers import GrabbedJob
 from broker.client import Outcome, submit
-from broker.link import GrabbedJob, Link
+from broker.link import Link
 from broker.protocol import Kind
 from tests.functional.brokers import (
     BROKERS,

@@ -9,8 +9,9 @@ import gear
 import pytest
 
 from broker.client import Outcome, Progress, ProgressKind, submit
-from broker.link import MAX_UNIQUE, Link
+from broker.link import Link
 from broker.links import Links, OneLink
+from broker.protocol import MAX_UNIQUE
 from broker.worker import Assignment, Worker, serve
 from tests.functional.brokers import (
     BROKERS,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import admin
+from broker.answers import JobStatus
 from broker.client import Outcome, first_link, submit
 from broker.endpoint import Endpoint
-from broker.link import JobStatus, Link
+from broker.link import Link
 from broker.links import OneLink
 from broker.protocol import Kind
 from broker.wire import MAX_PACKET, Packet, response

@@ -45,7 +45,7 @@ def header(kind: int, size: int, magic: bytes = b"\0REQ") -> bytes:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (header(Kind.ECHO_REQ, 0, b"\0XXX"), "BAD_PACKET"),
+        (header(Kind.ECHO_REQ, 0, b"\0BAD"), "BAD_PACKET"),
         (header(Kind.ECHO_REQ, 0, b"\0REX"), "BAD_PACKET"),
         (response(Kind.ECHO_RES, b"coded as an answer"), "BAD_PACKET"),
         (header(Kind.ECHO_REQ, 0, RES), "BAD_PACKET"),
@@ -168,7 +168,7 @@ def test_web_browser_on_the_port_is_sent_away(broker: RunningBroker) -> None:
 def test_each_ended_connection_has_a_line_in_the_log(broker: RunningBroker) -> None:
     before = broker.log.count("\n")
     peer = RawPeer(broker.endpoint)
-    peer.say(b"\0XXX")
+    peer.say(b"\0BAD")
     peer.hears_the_end()
     peer.close()
     [line] = broker.log.splitlines()[before:]
