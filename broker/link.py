@@ -83,6 +83,8 @@ class Link:
         self._abilities: dict[str, None] = {}
         self._worker: object | None = None
         self._on_noop: Callable[[], None] | None = None
+        self._unsent: list[bytes] = []
+        """What this turn of the loop sends, in one write: each wakes the broker."""
 
     @classmethod
     async def open(
@@ -163,6 +165,7 @@ class Link:
         """
         if self._connection and not self._loss.done():
             self._stop_pinging()
+            self._flush()
             self._closing = True
             self._connection.send_eof()
             try:
@@ -256,9 +259,16 @@ class Link:
     # Inside
 
     def _send(self, *packets: bytes) -> bool:
-        if self._connection and packets and not self.is_lost:
-            self._connection.send(b"".join(packets))
+        if packets and not self.is_lost:
+            if not self._unsent:
+                self._loop.call_soon(self._flush)
+            self._unsent += packets
         return not self.is_lost
+
+    def _flush(self) -> None:
+        if self._connection and self._unsent:
+            self._connection.send(b"".join(self._unsent))
+        self._unsent.clear()
 
     def _owed(self, what: str, timeout: float | None = None) -> Answer[T]:
         timeout = self._ping_timeout if timeout is None else timeout

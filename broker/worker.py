@@ -157,6 +157,8 @@ class Worker:
             raise RuntimeError("this Worker is taking already, or retired")
         if caught := self._release_caught():
             return caught
+        if withdraw and withdraw.is_set() and not self._grabbing:
+            return None
         self._taking = self._registered = True
         assignment = None
         try:
@@ -203,9 +205,12 @@ class Worker:
                 return None
             link = next(iter(self._due))
             del self._due[link]
-            self._grabbing = link
-            self._answered.clear()
-            link.grab().on_given(partial(self._grabbed, link))
+            self._grab(link)
+
+    def _grab(self, link: Link) -> None:
+        self._grabbing = link
+        self._answered.clear()
+        link.grab().on_given(partial(self._grabbed, link))
 
     def _release_caught(self) -> Assignment | None:
         caught, self._caught = self._caught, None
@@ -258,7 +263,10 @@ class Worker:
             link.register(self, [*own, *busy_with], partial(self._called, link))
 
     def _called(self, link: Link) -> None:
-        self._due[link] = None
+        if self._taking and not self._grabbing and not self._caught:
+            self._grab(link)  # at once: a job waits for it
+        else:
+            self._due[link] = None
         self._stirred.set()
 
     def _finished(self, assignment: Assignment) -> None:

@@ -238,7 +238,7 @@ async def test_job_that_races_with_the_end_of_taking_is_not_lost(
                 taking = asyncio.ensure_future(worker.take(withdraw))
                 await asyncio.sleep(0)
                 submitting = asyncio.ensure_future(submit(here, "f", b"%d" % number))
-                await asyncio.sleep(chance.uniform(0, 0.002))
+                await asyncio.sleep(10 ** chance.uniform(-4.5, -2.3))
                 if how == "cancel":
                     taking.cancel()
                 withdraw.set()
