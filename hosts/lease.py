@@ -76,6 +76,8 @@ async def serve_lease(
     deadline = loop.time() + lease.timeout_s + margin_s
     try:
         job = await submit(assignment.link, request.callback, data, unique=lease.id)
+        log.info("%s: lease %s to %s (%s)",
+                 lease.environment, lease.id, lease.holder, lease.submitter)  # fmt: skip
         end = await _until_end(job, deadline, timing)
     except RequestRefused as refused:
         log.warning("%s: no client could be called: %s", lease.environment, refused)

@@ -98,8 +98,9 @@ class Slot:
                 return
             self._state, effect = step(self._state, event)
             self._since = asyncio.get_running_loop().time()
-            log.info("%s is %s%s", self._caretaker.id, self._state,
-                     f": {self._reason}" if self._reason else "")  # fmt: skip
+            if self._state is not EnvState.LEASED:  # of that the lease itself tells
+                log.info("%s is %s%s", self._caretaker.id, self._state,
+                         f": {self._reason}" if self._reason else "")  # fmt: skip
 
     async def _build(self) -> Event:
         return await self._attempt(self._caretaker.build, Event.BUILT)
@@ -151,8 +152,6 @@ class Slot:
             self._grant.request,
             self._grant.lease,
         )
-        log.info("%s: lease %s to %s (%s)",
-                 self._caretaker.id, lease.id, lease.holder, lease.submitter)  # fmt: skip
         try:
             data = self._caretaker.data_file(lease)
             end = await serve_lease(

@@ -45,6 +45,12 @@ class Command:
         guard.socket.setblocking(False)
         self._loop.add_reader(guard.socket, self._hear)
 
+    def prepare(self) -> None:
+        """Get ready to do the guard's duty if it is killed: 2 ms, unless done before."""
+        from testenv.reaper import become_subreaper
+
+        become_subreaper()
+
     async def start(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
         """Run it with `environment` added; the guard removes `workspace` if we are killed.
 
@@ -53,10 +59,7 @@ class Command:
         self._started_at = self._loop.time()
         self._guard.run(environment, workspace, will)
         self.may_have_run = True
-        # Imported while the guard starts the command: ctypes takes its time.
-        from testenv.reaper import become_subreaper
-
-        become_subreaper()
+        self.prepare()  # while the guard starts the command
         started = await self._answer(self._started, _START_S)
         if started is None:
             raise GuardLost
@@ -113,9 +116,11 @@ class Command:
                 self._started.set_result(event)
             case Happening.SUSPENDED:
                 self._on_suspended()
-            case Happening.EXITED:
+            case Happening.EXITED | Happening.ENDED:
                 self.ran_s = self._loop.time() - self._started_at
                 self.exited.set_result(event.value)
+                if event.what is Happening.ENDED:
+                    self._gone.set_result(0)
             case Happening.GONE:
                 if not self.exited.done():
                     self.exited.set_result(None)

@@ -15,6 +15,8 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import NamedTuple, NoReturn, Self
 
+from testenv.lifeline import Lifeline
+
 RELAYED = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -43,6 +45,8 @@ class Happening(StrEnum):
     """It was stopped from the terminal, which is the client's again."""
     EXITED = "exited"
     """It has ended; waitpid(2)'s status. Descendants may be left."""
+    ENDED = "ended"
+    """EXITED, and nothing of it is left: the usual end, told at once."""
     GONE = "gone"
     """Nothing of it is left, but for so many processes that even SIGKILL did not end."""
 
@@ -85,9 +89,10 @@ class Guard:
     An order to a dead guard is void; that it is dead, its socket's end tells.
     """
 
-    def __init__(self, pid: int, link: socket.socket) -> None:
+    def __init__(self, pid: int, link: socket.socket, lifeline: Lifeline) -> None:
         self.pid = pid
         self.socket = link
+        self._lifeline = lifeline
         self._is_over = False
         """Whether it has been waited for: its pid may be another's then."""
 
@@ -103,12 +108,14 @@ class Guard:
             n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN
         )
         group = os.getpgrp()
+        lifeline = Lifeline()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _be_guard(theirs, argv, kill_after_s, group, ignored)
+            _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline)
         theirs.close()
-        return cls(pid, ours)
+        lifeline.start()
+        return cls(pid, ours, lifeline)
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +135,7 @@ class Guard:
                 self.kill()
         os.waitpid(self.pid, 0)
         self._is_over = True
+        self._lifeline.dismiss()
 
     def kill(self) -> None:
         """SIGKILL: for a guard that does not do its duty any more."""
@@ -163,6 +171,7 @@ def _be_guard(
     kill_after_s: float,
     client_group: int,
     ignored: frozenset[signal.Signals],
+    lifeline: Lifeline,
 ) -> NoReturn:
     """The guard's life in the forked child, whose stack is the client's: nothing may unwind it."""
     status = 1
@@ -173,7 +182,7 @@ def _be_guard(
         # Imported here, so that it happens while the client imports its own.
         from testenv.guard_process import guard_main
 
-        guard_main(client, argv, kill_after_s, client_group, ignored)
+        guard_main(client, argv, kill_after_s, client_group, ignored, lifeline)
         status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it ends here
         traceback.print_exc()

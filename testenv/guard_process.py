@@ -4,7 +4,7 @@ The client forks it before it has threads, sockets or an event loop, and talks t
 socket pair, one JSON array a packet. The guard starts the command in a process group of its own,
 lends it the terminal, and tells of its end. When the client dies, even of SIGKILL, the socket
 ends, and the guard kills the command with all its descendants. When the guard dies, the command
-dies with it (parent-death signal), and the client sweeps up the descendants.
+dies with it, and the client sweeps up the descendants; when both die, the lifeline acts.
 
 A command's background processes don't outlive it: they get SIGTERM when the command has exited,
 and SIGKILL `kill_after_s` later.
@@ -23,6 +23,7 @@ from functools import partial
 
 from testenv import reaper
 from testenv.guard import PACKET_BYTES, RELAYED, Event, Happening
+from testenv.lifeline import Lifeline
 from testenv.terminal import Terminal
 
 _JOB_CONTROL = (signal.SIGTTIN, signal.SIGTTOU)
@@ -43,12 +44,14 @@ class GuardProcess:
         kill_after_s: float,
         terminal: Terminal | None,
         ignored: frozenset[signal.Signals],
+        lifeline: Lifeline,
     ) -> None:
         self._client = client
         self._argv = argv
         self._kill_after_s = kill_after_s
         self._terminal = terminal
         self._ignored = ignored
+        self._lifeline = lifeline
         self._command: subprocess.Popen[bytes] | None = None
         self._group = 0
         """The command's process group; 0 once its leader has been waited for."""
@@ -142,7 +145,7 @@ class GuardProcess:
                 env={**os.environ, **environment},
                 close_fds=False,  # what the client inherited (a make job server) is the command's
                 process_group=0,
-                preexec_fn=partial(self._become_command, os.getpid(), terminal),  # noqa: PLW1509 - no threads
+                preexec_fn=partial(self._become_job, terminal) if self._terminal else None,  # noqa: PLW1509 - no threads
             )
         except OSError as exc:
             self._take_terminal(restore=True)
@@ -150,14 +153,14 @@ class GuardProcess:
             self._finish()
             return
         self._group = self._command.pid
+        self._lifeline.hold(self._group)
         self._tell(Happening.STARTED)
 
-    def _become_command(self, guard: int, terminal: Terminal | None) -> None:
-        """Between fork and exec: what the command must not inherit, and what it must."""
-        reaper.die_with_parent(guard)
+    def _become_job(self, terminal: Terminal | None) -> None:
+        """Between fork and exec: take the terminal, if one is lent, and obey job control."""
         if terminal:
             terminal.give_to(os.getpid())
-        for number in (*RELAYED, *_JOB_CONTROL):
+        for number in _JOB_CONTROL:
             if number not in self._ignored:
                 signal.signal(number, signal.SIG_DFL)
 
@@ -188,6 +191,7 @@ class GuardProcess:
                 if found.si_pid == self._group and found.si_code not in _STOPPED:
                     # Before waiting for the leader, which gives its group's number free.
                     self._begin_end()
+                    self._lifeline.release()
                 pid, status = os.waitpid(found.si_pid, os.WUNTRACED | os.WNOHANG)
                 if not pid:
                     continue  # it was stopped, and goes on already
@@ -199,7 +203,11 @@ class GuardProcess:
         if not os.WIFSTOPPED(status):
             self._group = 0
             self._take_terminal(restore=os.WIFSIGNALED(status))
-            self._tell(Happening.EXITED, status)
+            if reaper.has_children():
+                self._tell(Happening.EXITED, status)
+            else:
+                self._tell(Happening.ENDED, status)
+                self._done = True
         elif self._terminal is None:
             pass  # nobody's job control: whoever stopped it may continue it
         elif os.WSTOPSIG(status) in _JOB_CONTROL and self._terminal.is_ours:
@@ -214,7 +222,7 @@ class GuardProcess:
 
     def _end_leftovers(self) -> None:
         """After the command: SIGTERM to what it left behind, and SIGKILL when time is up."""
-        if self._kill_at is None:
+        if self._kill_at is None or self._done:
             return
         if time.monotonic() >= self._kill_at:
             self._finish(self._kill())
@@ -266,10 +274,17 @@ def guard_main(
     kill_after_s: float,
     client_group: int,
     ignored: frozenset[signal.Signals],
+    lifeline: Lifeline,
 ) -> None:
     """Be the guard, in a process of its own that ignores RELAYED already."""
-    for number in _JOB_CONTROL:
-        signal.signal(number, signal.SIG_IGN)
+    for number in RELAYED:
+        if number not in ignored:
+            # Caught, not ignored: exec makes that the default again, and ignoring it would not.
+            signal.signal(number, lambda *_: None)
+    terminal = Terminal.of_job(client_group)
+    if terminal:
+        for number in _JOB_CONTROL:
+            signal.signal(number, signal.SIG_IGN)
     reaper.set_process_name("testenv-guard")
     reaper.become_subreaper()
-    GuardProcess(client, argv, kill_after_s, Terminal.of_job(client_group), ignored).serve()
+    GuardProcess(client, argv, kill_after_s, terminal, ignored, lifeline).serve()

@@ -22,8 +22,14 @@ from testenv.workspace import workspace
 
 _SILENCE_S = 1.0
 
+_IDLE_S = 0.02
+"""Whoever has waited this long has the time to prepare for its command."""
+
 _GOODBYE_S = 3.0
 """How long the agent gets to confirm the end of a lease."""
+
+_LAST_IN_LINE = 19
+"""nice(2)'s lowest priority."""
 
 _GUARD_LATER_S = 1.0
 """How much later than the client its guard minds the timeout: the client says why."""
@@ -104,9 +110,14 @@ class _Run:
         self._talk.say(f"waiting for {what}")
         asked = self._clock()
         try:
-            return await wait_for_offer(lock, options.wait_timeout_s, self._talk)
+            async with running(self._prepare()):
+                return await wait_for_offer(lock, options.wait_timeout_s, self._talk)
         finally:
             self._report.waited_s = self._clock() - asked
+
+    async def _prepare(self) -> None:
+        await asyncio.sleep(_IDLE_S)
+        self._command.prepare()
 
     async def _use(self, offer: Assignment, lock: Lock, deadline: float) -> int:
         """Run the command until it has ended, or must; nothing of it is alive afterwards."""
@@ -166,6 +177,7 @@ def check_host(submitter: str, environment: str | None) -> None:
 async def _give_back(offer: Assignment, lock: Lock) -> None:
     """End the lease, and wait until its host has heard."""
     if offer.complete():
+        os.nice(_LAST_IN_LINE)  # the next holder's command may start on this machine
         await any_of(lock.ended, timeout=_GOODBYE_S)
 
 

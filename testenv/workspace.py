@@ -36,7 +36,10 @@ def workspace(name: str, text: bytes, keep: Path | None = None) -> Iterator[Work
     path = keep.absolute() if keep else directory / datafile_name(name)
     directory.mkdir(mode=0o700)
     try:
-        _write_private(path, text)
+        if keep:
+            _replace_private(path, text)
+        else:
+            _write_private(path, text)
         yield Workspace(directory, path)
     finally:
         _remove(directory, path)
@@ -60,10 +63,15 @@ def datafile_name(name: str) -> str:
     return f"te-{''.join(safe)}{DATAFILE_SUFFIX}"
 
 
-def _write_private(path: Path, text: bytes) -> None:
+def _replace_private(path: Path, text: bytes) -> None:
     """Replace `path` by a new file of mode 0600: an old one may be open to others."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text)
+    _write_private(draft, text)
     draft.replace(path)
+
+
+def _write_private(path: Path, text: bytes) -> None:
+    """Make `path`, which must not exist, with mode 0600."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(text)
