@@ -1,8 +1,11 @@
 """The plan and a check's findings, for people: tables on a terminal, plain lines elsewhere."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from hosts.chronicle import EventRecord
 from schemas.plan import Count, HostPlan
 
 
@@ -46,3 +49,27 @@ def explain(count: Count) -> list[str]:
             f"  {bound.resource}: {total}{unit} / {bound.each}{unit} each allows {bound.allows}"
         )
     return lines
+
+
+def print_events(events: Sequence[EventRecord], console: Console) -> None:
+    """One event a line, the newest last."""
+    table = Table(box=None)
+    for column in ("time (UTC)", "environment", "event", "state", "lease"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
+    table.add_column("reason", overflow="fold")
+    for event in events:
+        cells = (
+            event.at[:19].replace("T", " "),
+            event.environment,
+            event.event,
+            event.state or "",
+            (event.lease or "")[:8],
+            event.reason,
+        )
+        table.add_row(*(_printable(cell) for cell in cells))
+    console.print(table)
+
+
+def _printable(text: str) -> str:
+    """What a client said must not steer the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

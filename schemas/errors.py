@@ -19,6 +19,7 @@ TestenvError
 ├── PkiError                    a certificate that can't be made or revoked
 └── HostError
     ├── AgentRunning            a second agent for the same state directory
+    ├── JournalError            what must be remembered can't be written or read
     └── DriverError
         ├── ForeignObject       something with our name that is not marked as ours
         ├── DomainError         libvirt
@@ -85,11 +86,15 @@ class BrokerUnreachable(BrokerError):
 
 
 class ConnectionLost(BrokerError):
-    """The connection to `address` has ended; whatever was in flight on it is void."""
+    """The connection to `address` has ended; whatever was in flight on it is void.
 
-    def __init__(self, address: str, why: str) -> None:
+    `by_peer`: the broker closed it. Otherwise we have, or our kernel has, after silence for one.
+    """
+
+    def __init__(self, address: str, why: str, *, by_peer: bool = False) -> None:
         self.address = address
         self.why = why
+        self.by_peer = by_peer
         super().__init__(f"lost the connection to broker {address}: {why}")
 
 
@@ -226,6 +231,15 @@ class AgentRunning(HostError):
             f"an agent already runs on {state_dir} ({who})",
             remedy="stop it first (to serve another environment, give it its own -n)",
         )
+
+
+class JournalError(HostError):
+    """The journal at `path` cannot be written, read or believed; the cause is chained."""
+
+    def __init__(self, path: Path, why: str, *, remedy: str) -> None:
+        self.path = path
+        self.why = why
+        super().__init__(f"journal {path}: {why}", remedy=remedy)
 
 
 class DriverError(HostError):

@@ -1,0 +1,362 @@
+"""The journal: what this host's agent must remember when everything else is dead (DESIGN.md 2, 4).
+
+One SQLite file. The agent is its only writer (`Journal`, on a thread of its own); anybody who may
+read the file can do so while the agent runs (`read_journal`). Every transition is committed to the
+disk before the agent acts on it, except on a full or broken disk: then what ends or moves is kept
+in memory and written later, and nothing new is granted.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from hosts.journal_file import (
+    BROKEN,
+    DEFECT,
+    KEEP_EVENTS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    journal_error,
+    named_errors,
+    schema_version,
+    transaction,
+)
+from hosts.state import Event
+from schemas.errors import JournalError
+from schemas.status import EnvState, Lease
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KEEP_LEASES = 1000
+"""Of each environment; older ones are dropped once they have ended."""
+MAX_PENDING = 10_000
+"""What does not change the outcome is dropped from memory beyond this."""
+BUSY_S = 2.0
+"""How long another process may keep the file locked before a write counts as failed."""
+CLOSE_S = 10.0
+"""Closing waits this long for a disk that does not answer."""
+
+
+@dataclass(frozen=True)
+class StoredLease:
+    """A lease with what its agent needs to take it up again.
+
+    `job`: the unique id of the client's request. `callback`: the function that reaches the client.
+    `version`: of the lock protocol. `secret_hash`: of the lease's secret, which is never stored.
+    """
+
+    lease: Lease
+    job: str
+    callback: str
+    version: int
+    secret_hash: str
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """One environment as the journal has it; `generation` 0 and no state if never seen."""
+
+    generation: int = 0
+    state: EnvState | None = None
+    reason: str = ""
+    live: StoredLease | None = None
+    """The lease that has not ended."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One event, with what it changes: `state` of the environment, and the end of `lease`."""
+
+    at: str
+    environment: str
+    event: str
+    state: EnvState | None = None
+    lease: str | None = None
+    ends_lease: bool = False
+    reason: str = ""
+
+    def write(self, db: sqlite3.Connection) -> None:
+        if self.ends_lease:
+            db.execute(
+                "UPDATE leases SET ended = ?, reason = ? WHERE id = ? AND ended IS NULL",
+                (self.at, self.reason, self.lease),
+            )
+        if self.state is not None:
+            db.execute(
+                "INSERT INTO environments VALUES (?, 0, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                " SET state = excluded.state, reason = excluded.reason, since = excluded.since",
+                (self.environment, self.state, self.reason, self.at),
+            )
+        added = db.execute(
+            "INSERT INTO events (at, environment, lease, event, state, reason)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (self.at, self.environment, self.lease, self.event, self.state, self.reason),
+        )
+        db.execute("DELETE FROM events WHERE number <= ?", ((added.lastrowid or 0) - KEEP_EVENTS,))
+
+
+class Journal:
+    """The writer. Methods return when their transition is on the disk, in the order of the calls.
+
+    `note`, `end` and `move` never fail: what cannot be written now is kept in memory and written
+    ahead of whatever is written next. Cancelling a call does not take back what it writes.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
+        """Use `open`."""
+        self._path = path
+        self._now = now
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._pending: deque[_Entry] = deque()
+        self._db: sqlite3.Connection | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, *, now: Callable[[], datetime]) -> AsyncIterator["Journal"]:
+        """The journal at `path`, made if it does not exist; its directory must. `now`: UTC.
+
+        Only one may be open for one file (`sole_agent` sees to that). Raises JournalError. At the
+        end it is closed, which takes CLOSE_S at most.
+        """
+        journal = cls(path, now)
+        try:
+            await journal._call(journal._connect)
+            yield journal
+        finally:
+            await journal._aclose()
+
+    @property
+    def pending(self) -> int:
+        """How many transitions are not on the disk, because it could not be written."""
+        return len(self._pending)
+
+    async def remembered(self, env_id: str) -> Remembered:
+        """What is on the disk about an environment. Raises JournalError."""
+        return await self._call(lambda: _remembered(self._connection, env_id))
+
+    async def grant(self, stored: StoredLease) -> None:
+        """The environment is LEASED, with the lease's generation.
+
+        Raises JournalError, and then nothing is granted: where this, or anything pending, cannot be
+        written, where the generation is not greater than the last one, and where the environment's
+        last lease has not ended.
+        """
+        at = self._time()
+        await self._call(lambda: self._write(lambda db: self._grant(db, stored, at)))
+        # A failed COMMIT may still be found on the disk after a crash. That errs on the safe side:
+        # the lease is then taken for live, and ends for want of beats.
+
+    async def note(
+        self, env_id: str, event: str, *, lease: str | None = None, reason: str = ""
+    ) -> None:
+        """Something happened that changes neither the environment's state nor a lease's end."""
+        await self._record(_Entry(self._time(), env_id, event, lease=lease, reason=_text(reason)))
+
+    async def end(self, lease_id: str, env_id: str, state: EnvState, reason: str) -> None:
+        """The lease has ended, and with it the environment is in `state`: DIRTY, or READY if
+        nobody has touched it."""
+        await self._record(
+            _Entry(
+                self._time(),
+                env_id,
+                Event.LEASE_ENDED,
+                state,
+                lease=lease_id,
+                ends_lease=True,
+                reason=_text(reason),
+            )
+        )
+
+    async def move(self, env_id: str, state: EnvState, reason: str = "") -> None:
+        """The environment is in `state` now, by any other transition."""
+        await self._record(_Entry(self._time(), env_id, "moved", state, reason=_text(reason)))
+
+    async def probe(self) -> None:
+        """Write what is pending, and at least a page. Raises JournalError where that fails."""
+        rewrite = f"PRAGMA user_version = {SCHEMA_VERSION}"
+        await self._call(lambda: self._write(lambda db: db.execute(rewrite)))
+
+    def _time(self) -> str:
+        return _iso(self._now())
+
+    async def _record(self, entry: _Entry) -> None:
+        await self._call(lambda: self._write_or_keep(entry))
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """`work()` on the writer's thread, to its end even if the caller is cancelled."""
+
+        def named() -> T:
+            with named_errors(self._path):
+                return work()
+
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, named))
+
+    async def _aclose(self) -> None:
+        try:
+            closing_db = asyncio.ensure_future(self._call(self._disconnect))
+            done, _ = await asyncio.wait([closing_db], timeout=CLOSE_S)
+            if not done:
+                log.error("journal %s: not closed, its disk does not answer", self._path)
+            elif error := closing_db.exception():
+                log.error("%s", error)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    # What follows runs on the writer's thread.
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._db is not None, "the journal is not open"  # noqa: S101
+        return self._db
+
+    def _connect(self) -> None:
+        self._path.touch(mode=0o600)
+        self._path.chmod(0o600)
+        self._db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise JournalError(
+                self._path,
+                "its file system cannot carry SQLite's write-ahead log",
+                remedy="keep the state directory on a local disk",
+            )
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        if schema_version(self._db, self._path) == 0:
+            with transaction(self._db):
+                for statement in SCHEMA:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        (finding,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise JournalError(self._path, f"is damaged ({finding})", remedy=BROKEN)
+
+    def _disconnect(self) -> None:
+        if self._db is None:
+            return
+        with closing(self._db):
+            if self._pending:
+                log.warning("journal %s: %d transitions left to write", self._path, self.pending)
+                self._write(lambda _: None)
+
+    def _grant(self, db: sqlite3.Connection, stored: StoredLease, at: str) -> None:
+        lease = stored.lease
+        last = _remembered(db, lease.environment)
+        if lease.generation <= last.generation:
+            raise JournalError(
+                self._path,
+                f"generation {lease.generation} of {lease.environment} is not greater than"
+                f" {last.generation}, which was granted before",
+                remedy=DEFECT,
+            )
+        if last.live:
+            raise JournalError(
+                self._path,
+                f"lease {last.live.lease.id} of {lease.environment} has not ended",
+                remedy=DEFECT,
+            )
+        _Entry(at, lease.environment, Event.GRANTED, EnvState.LEASED, lease=lease.id).write(db)
+        db.execute(
+            "UPDATE environments SET generation = ? WHERE id = ?",
+            (lease.generation, lease.environment),
+        )
+        db.execute(
+            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '')",
+            (
+                lease.id,
+                lease.environment,
+                lease.generation,
+                _text(lease.holder),
+                _text(lease.submitter),
+                _text(stored.job),
+                _text(stored.callback),
+                stored.version,
+                stored.secret_hash,
+                _iso(lease.granted),
+                lease.timeout_s,
+            ),
+        )
+        db.execute(
+            "DELETE FROM leases WHERE environment = ? AND generation <= ? AND ended IS NOT NULL",
+            (lease.environment, lease.generation - KEEP_LEASES),
+        )
+
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """All that is pending, then `work`, or none of it."""
+        with transaction(self._connection) as db:
+            for entry in self._pending:
+                entry.write(db)
+            work(db)
+        if self._pending:
+            log.info("journal %s: written again, %d transitions late", self._path, self.pending)
+            self._pending.clear()
+
+    def _write_or_keep(self, entry: _Entry) -> None:
+        try:
+            self._write(entry.write)
+        except (sqlite3.Error, OSError) as exc:
+            if not self._pending:
+                log.warning("%s; until then nothing is granted", journal_error(self._path, exc))
+            self._pending.append(entry)
+            if len(self._pending) > MAX_PENDING:
+                self._forget_one()
+
+    def _forget_one(self) -> None:
+        """Drop the oldest entry that leaves no trace but its event."""
+        last_state = {one.environment: one for one in self._pending if one.state is not None}
+        for entry in self._pending:
+            superseded = entry.state is None or last_state[entry.environment] is not entry
+            if superseded and not entry.ends_lease:
+                self._pending.remove(entry)
+                return
+
+
+def _remembered(db: sqlite3.Connection, env_id: str) -> Remembered:
+    row = db.execute(
+        "SELECT generation, state, reason FROM environments WHERE id = ?", (env_id,)
+    ).fetchone()
+    if row is None:
+        return Remembered()
+    generation, state, reason = row
+    return Remembered(generation, EnvState(state), reason, _live_lease(db, env_id))
+
+
+def _live_lease(db: sqlite3.Connection, env_id: str) -> StoredLease | None:
+    row = db.execute(
+        "SELECT id, generation, holder, submitter, granted, timeout_s, job, callback, version,"
+        " secret_hash FROM leases WHERE environment = ? AND ended IS NULL",
+        (env_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    lease_id, generation, holder, submitter, granted, timeout_s, *rest = row
+    lease = Lease(
+        id=lease_id,
+        environment=env_id,
+        generation=generation,
+        holder=holder,
+        submitter=submitter,
+        granted=datetime.fromisoformat(granted),
+        timeout_s=timeout_s,
+    )
+    return StoredLease(lease, *rest)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _text(said: str) -> str:
+    """What others say may hold half a surrogate pair, which SQLite refuses."""
+    return said.encode(errors="replace").decode()
