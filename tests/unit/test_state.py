@@ -30,10 +30,11 @@ def test_only_ready_is_offered() -> None:
     ]
 
 
-def test_an_ended_lease_leads_to_ready_through_turnover_or_building_only() -> None:
+def test_an_ended_lease_leads_to_ready_through_turnover_building_or_untouched_only() -> None:
     before_ready = {pair for pair, to in TRANSITIONS.items() if to is EnvState.READY}
     assert before_ready == {
         (EnvState.BUILDING, Event.BUILT),
+        (EnvState.LEASED, Event.UNTOUCHED),
         (EnvState.DIRTY, Event.TURNED_OVER),
     }
     assert TRANSITIONS[EnvState.LEASED, Event.LEASE_ENDED] is EnvState.DIRTY

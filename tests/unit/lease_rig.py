@@ -1,0 +1,597 @@
+"""A world in simulated time: one environment, its host, a broker, and one client after another.
+
+The tenures are the real ones; the drivers around them are the shortest that keep DESIGN section 4.
+A leg is known by the offer or resume that began it: whatever comes over an older one is ignored.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from random import Random
+from typing import NamedTuple
+
+from hosts import state as host_side
+from hosts.state import LeaseEvent as HostEvent
+from hosts.state import LeaseState as HostState
+from schemas.terms import Terms
+from testenv import state as client_side
+from testenv.state import LeaseEvent as Event
+from testenv.state import LeaseState as State
+
+LATENCY_S = 0.2
+RETRY_S = 0.5
+TURNOVER_S = 3.0
+SILENCE_S = 20.0
+"""A client that hears nothing for so long gives its connection up."""
+RATES = (0.95, 1.05)
+TO_CLIENT, TO_HOST = "to client", "to host"
+TICK_S = 1e-6
+"""How late a timer is: more than what rounding takes."""
+
+
+class Clock:
+    """A monotonic clock that runs `rate` times as fast as the world's."""
+
+    def __init__(self, world: "World", rate: float) -> None:
+        self._world = world
+        self._rate = rate
+
+    def now(self) -> float:
+        return self._world.now * self._rate
+
+    def when(self, time: float) -> float:
+        """The world's time when this clock shows `time`."""
+        return time / self._rate
+
+
+@dataclass(eq=False)
+class Connection:
+    """A client's connection to the broker. `broker`: the run of the broker that it is to."""
+
+    client: "Client"
+    broker: int
+    free_at: dict[str, float] = field(default_factory=dict)
+    """For each direction, when its last message arrives: the next one does not overtake it."""
+
+
+class Leg(NamedTuple):
+    number: int
+    connection: Connection
+
+
+class Lease(NamedTuple):
+    number: int
+    client: "Client"
+    generation: int
+
+
+class World:
+    """The event queue, the broker, and the network."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        random: Random,
+        rate: float,
+        types: "tuple[type[Host], type[Client]]",
+    ) -> None:
+        self.terms = terms
+        self.random = random
+        self.now = 0.0
+        self.is_noisy = True
+        self.broker = 1
+        self.broker_up = True
+        self.numbers = count(1)
+        self.commands: list[Command] = []
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.client_type = types[1]
+        self.host = types[0](self, rate)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (max(when, self.now), next(self.numbers), action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.at(self.now + seconds, action)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._queue)
+            action()
+            self.check()
+        self.now = end
+
+    def check(self) -> None:
+        """No command runs but that of the lease that its host keeps, in its generation."""
+        for command in self.commands:
+            lease = self.host.lease
+            assert command.lease is lease, f"overlap: {command.lease.number} at {self.now:.3f}"
+            assert command.lease.generation == self.host.generation
+
+    def latency(self) -> float:
+        return self.random.choice((0.0, 0.001, self.random.uniform(0, LATENCY_S)))
+
+    def carry(self, connection: Connection, direction: str, deliver: Callable[[], None]) -> None:
+        """Deliver in the order of `connection` and `direction`; maybe twice, or not at all."""
+        if self.is_noisy and self.random.random() < 0.03:
+            return
+        self.carry_surely(connection, direction, deliver)
+        if self.is_noisy and self.random.random() < 0.05:
+            arrive = partial(self._arrive, connection, direction, deliver)
+            self.after(self.random.uniform(0, 3 * self.terms.beat_s), arrive)
+
+    def carry_surely(
+        self, connection: Connection, direction: str, deliver: Callable[[], None]
+    ) -> None:
+        when = max(self.now + self.latency(), connection.free_at.get(direction, 0.0))
+        connection.free_at[direction] = when
+        self.at(when, partial(self._arrive, connection, direction, deliver))
+
+    def _arrive(self, connection: Connection, direction: str, deliver: Callable[[], None]) -> None:
+        client = connection.client
+        if client.is_cut_off or (client.is_deaf and direction == TO_CLIENT):
+            client.held.append(partial(self.carry_surely, connection, direction, deliver))
+        elif connection.broker == self.broker and self.broker_up:
+            deliver()
+
+    def to_host(self, connection: Connection, deliver: Callable[[], None]) -> None:
+        link = self.host.link
+
+        def arrive() -> None:
+            if self.host.link == link and link:
+                deliver()
+
+        self.carry(connection, TO_HOST, arrive)
+
+    def to_client(self, connection: Connection, deliver: Callable[[], None]) -> None:
+        self.carry(connection, TO_CLIENT, partial(connection.client.receive, connection, deliver))
+
+    def closed(self, connection: Connection) -> None:
+        """The client's end is closed: the broker hears of it, and tells the host."""
+        arrive = partial(self.host.cut, connection)
+        self.carry_surely(connection, TO_HOST, arrive)
+
+    def leg_lost(self, leg: Leg) -> None:
+        """The broker tells the client that the host's side of `leg` is gone."""
+        client = leg.connection.client
+        lost = partial(client.receive, leg.connection, partial(client.leg_lost, leg))
+        self.carry_surely(leg.connection, TO_CLIENT, lost)
+
+    def kill_broker(self) -> None:
+        if self.broker_up:
+            self.broker_up = False
+            self.after(self.latency(), self.host.unlink)
+            if self.host.lease:
+                client = self.host.lease.client
+                self.after(self.latency(), partial(client.broker_lost, client.connection))
+
+    def start_broker(self) -> None:
+        if not self.broker_up:
+            self.broker_up = True
+            self.broker += 1
+
+    def calm_down(self) -> None:
+        """Everything that lives is up, connected and heard from now on."""
+        self.is_noisy = False
+        self.start_broker()
+        self.host.start()
+        if self.host.lease:
+            self.host.lease.client.heal()
+            self.host.lease.client.resume()
+
+
+class Host:
+    """The agent with its one environment; `lease` and `generation` are its journal."""
+
+    tenures = host_side.Tenure
+
+    def __init__(self, world: World, rate: float) -> None:
+        self.world = world
+        self.clock = Clock(world, rate)
+        self.is_alive = True
+        self.link = 0
+        """A number for each connection to the broker; 0 for none."""
+        self.generation = 1
+        self.lease: Lease | None = None
+        self.tenure: host_side.Tenure | None = None
+        self.offers = 0
+        self.is_ready = True
+        self._offered: Leg | None = None
+        self._leg: Leg | None = None
+        self._resumes: list[Leg] = []
+        self._echo: int | None = None
+        self._life = 0
+        self._tick()
+
+    def legs(self) -> list[Leg]:
+        return [leg for leg in (self._offered, self._leg, *self._resumes) if leg]
+
+    def _tick(self) -> None:
+        """Reach the broker; offer what is free."""
+        self.world.after(RETRY_S, self._tick)
+        if self.is_alive and self.world.broker_up and not self.link:
+            self.link = next(self.world.numbers)
+        if self.is_alive and self.link and self.is_ready:
+            self._offer()
+
+    def _offer(self) -> None:
+        world = self.world
+        world.check()
+        self.is_ready = False
+        self.offers += 1
+        client = world.client_type(world, world.random.choice(RATES))
+        self.lease = Lease(next(world.numbers), client, self.generation)
+        self.tenure = self.tenures.offered(world.terms, self.clock.now())
+        self._offered = Leg(next(world.numbers), client.connection)
+        self._watch()
+        world.to_client(client.connection, partial(client.offered, self.lease, self._offered))
+
+    def tell(self, event: HostEvent) -> None:
+        """What happens to the lease, if there is one."""
+        if not self.is_alive or not self.tenure:
+            return
+        self.tenure = self.tenure.after(event, self.clock.now())
+        if self.tenure.state is HostState.ENDED:
+            self._end(self.tenure.touched)
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        assert self.tenure
+        self.world.at(self.clock.when(self.tenure.due) + TICK_S, self._due)
+
+    def _due(self) -> None:
+        if self.is_alive and self.tenure and self.clock.now() >= self.tenure.due:
+            self.tell(HostEvent.DUE)
+
+    def _end(self, touched: bool) -> None:
+        self.lease = self.tenure = None
+        self._drop_legs()
+        if touched:
+            self.generation += 1
+            self._turn_over()
+        else:
+            self.is_ready = True
+
+    def _turn_over(self) -> None:
+        life = self._life
+
+        def done() -> None:
+            self.is_ready = self.is_ready or self._life == life
+
+        self.world.after(self.world.random.uniform(0.1, TURNOVER_S), done)
+
+    def _drop_legs(self) -> None:
+        self._offered = self._leg = self._echo = None
+        self._resumes = []
+
+    def acked(self, lease: Lease, leg: Leg, beat: int) -> None:
+        if lease is not self.lease or not self.tenure:
+            return
+        if leg == self._offered:
+            self._offered, self._leg, self._echo = None, leg, beat
+            self.tell(HostEvent.ACKED)
+            if self.tenure.state is HostState.ACTIVE:
+                self.send_confirm(leg)
+                self._beat(leg)
+        elif leg in self._resumes:
+            self._resumes = [one for one in self._resumes if one.number > leg.number]
+            self.tell(HostEvent.RESUMED)
+            self._leg, self._echo = leg, beat
+            self._beat(leg)
+            if self.tenure and self.tenure.state is HostState.ENDING:
+                self._send_end(lease, leg.connection)
+        elif leg == self._leg:
+            if self.tenure.echoes(HostEvent.BEAT):
+                self._echo = beat
+            self.tell(HostEvent.BEAT)
+
+    def send_confirm(self, leg: Leg) -> None:
+        client = leg.connection.client
+        self.world.to_client(leg.connection, partial(client.confirmed, leg))
+
+    def _beat(self, leg: Leg) -> None:
+        if not self.is_alive or leg != self._leg or not self.tenure:
+            return
+        self.send_echo(leg)
+        self.world.after(self.clock.when(self.world.terms.beat_s), partial(self._beat, leg))
+
+    def send_echo(self, leg: Leg) -> None:
+        if self.tenure and self.tenure.state is HostState.ACTIVE and self._echo is not None:
+            client = leg.connection.client
+            self.world.to_client(leg.connection, partial(client.echoed, leg, self._echo))
+
+    def reattach(self, lease: Lease, connection: Connection) -> None:
+        """The client has come back over `connection`."""
+        client = lease.client
+        if lease is not self.lease or not self.tenure or self.tenure.state is HostState.ENDING:
+            self._send_end(lease, connection)
+            return
+        leg = Leg(next(self.world.numbers), connection)
+        self._resumes.append(leg)
+        self.world.to_client(connection, partial(client.resumed, leg))
+
+    def over(self, lease: Lease, event: HostEvent) -> None:
+        if lease is self.lease:
+            self.tell(event)
+
+    def cut(self, connection: Connection) -> None:
+        if any(leg and leg.connection is connection for leg in (self._leg, self._offered)):
+            self._leg = self._offered = None
+            self.tell(HostEvent.CUT)
+
+    def unlink(self) -> None:
+        """The connection to the broker is lost."""
+        if self.link:
+            self.link = 0
+            for leg in self.legs():
+                self.world.leg_lost(leg)
+            self._drop_legs()
+            self.tell(HostEvent.UNREACHED)
+
+    def revoke(self) -> None:
+        lease, leg = self.lease, self._leg
+        self.tell(HostEvent.TOLD)
+        if lease and leg:
+            self._send_end(lease, leg.connection)
+
+    def _send_end(self, lease: Lease, connection: Connection) -> None:
+        self.world.to_client(connection, partial(lease.client.told, lease))
+
+    def kill(self) -> None:
+        for leg in self.legs():
+            self.world.leg_lost(leg)
+        self.is_alive, self.link = False, 0
+        self._life += 1
+        self._drop_legs()
+
+    def start(self) -> None:
+        if self.is_alive:
+            return
+        self.is_alive = True
+        if self.lease and self.tenure and self.tenure.touched:
+            was_ending = self.tenure.state is HostState.ENDING
+            self.tenure = self.tenures.restored(self.world.terms, self.clock.now())
+            self._watch()
+            if was_ending:
+                self.tell(HostEvent.TOLD)
+        elif self.lease:
+            self._end(touched=False)
+        elif not self.is_ready:
+            self._turn_over()
+
+
+class Command:
+    """What a client runs; `on_end` is called when it is dead."""
+
+    def __init__(self, world: World, lease: Lease, on_end: Callable[[], None]) -> None:
+        self.lease = lease
+        self.is_alive = True
+        self.is_told = False
+        self._world = world
+        self._on_end = on_end
+        world.commands.append(self)
+
+    def end(self, latest: float) -> None:
+        """It will be dead at some time between now and `latest`, and rather late."""
+        self.is_told = True
+        early = self._world.random.uniform(self._world.now, max(latest, self._world.now))
+        self._world.at(self._world.random.choice((early, latest, latest)), self.die)
+
+    def die(self) -> None:
+        if self.is_alive:
+            self.is_alive = False
+            self._world.commands.remove(self)
+            self._on_end()
+
+
+class Client:
+    """A client, its guard, and its command."""
+
+    tenures = client_side.Tenure
+
+    def __init__(self, world: World, rate: float) -> None:
+        self.world = world
+        self.clock = Clock(world, rate)
+        self.is_alive = True
+        self.is_stopped = False
+        self.is_deaf = False
+        self.is_cut_off = False
+        self.held: list[Callable[[], None]] = []
+        """Packets that the network keeps until the partition heals."""
+        self.connection = Connection(self, world.broker)
+        self.is_connected = True
+        self.lease: Lease | None = None
+        self.tenure: client_side.Tenure | None = None
+        self.command: Command | None = None
+        self._leg: Leg | None = None
+        self._sent: list[float] = []
+        self._inbox: list[Callable[[], None]] = []
+
+    def receive(self, connection: Connection, deliver: Callable[[], None]) -> None:
+        if self.is_stopped:
+            self._inbox.append(partial(self.receive, connection, deliver))
+        elif self.is_alive and self.is_connected and connection is self.connection:
+            deliver()
+
+    def tell(self, event: Event, sent: float = 0.0) -> None:
+        if not self.tenure:
+            return
+        before = self.tenure.state
+        self.tenure = self.tenure.after(event, self.clock.now(), sent)
+        if before is State.OFFERED and self.tenure.state is State.ENDED:
+            self._report(HostEvent.DECLINED)
+        if self.command and self.tenure.state is State.ENDED:
+            self._end_command()
+        self._watch()
+
+    def _watch(self) -> None:
+        assert self.tenure
+        self.world.at(self.clock.when(self.tenure.due) + TICK_S, self._due)
+
+    def _due(self) -> None:
+        """The guard minds it as well, for a client that is stopped."""
+        if not self.tenure or not self.is_alive or self.clock.now() < self.tenure.due:
+            return
+        if not self.is_stopped and self.tenure.state is not State.ENDED:
+            self.tell(Event.DUE)
+        elif self.command:
+            self._end_command()
+
+    def _end_command(self) -> None:
+        assert self.command
+        assert self.tenure
+        graced = self.clock.now() + self.tenure.grace_s
+        self.command.end(self.clock.when(min(graced, self.tenure.until)))
+
+    def _report(self, event: HostEvent) -> None:
+        """DECLINED or COMPLETED: nothing of the lease's command is alive."""
+        if self.lease and self.is_connected and not self.is_stopped:
+            self.world.to_host(self.connection, partial(self.world.host.over, self.lease, event))
+
+    def _command_died(self) -> None:
+        if self.is_alive and not self.is_stopped:
+            self.tell(Event.OVER)
+            self._report(HostEvent.COMPLETED)
+
+    def offered(self, lease: Lease, leg: Leg) -> None:
+        if self.lease:  # its own offer a second time; declining that would end the lease
+            return
+        grace = self.world.random.choice((0.0, 60.0))
+        self.lease, self._leg = lease, leg
+        self.tenure = self.tenures.acked(self.world.terms, grace, self.clock.now())
+        self._watch()
+        self._say()
+
+    def _say(self) -> None:
+        """A beat, which an ack is as well."""
+        if not self.lease or not self._leg or not self.is_connected:
+            return
+        self._sent.append(self.clock.now())
+        number = len(self._sent) - 1
+        self.world.to_host(
+            self.connection, partial(self.world.host.acked, self.lease, self._leg, number)
+        )
+
+    def _beat(self, leg: Leg) -> None:
+        if not self.is_alive or leg != self._leg or not self.tenure:
+            return
+        if not self.is_stopped and self.tenure.state is State.ACTIVE:
+            self._say()
+        self.world.after(self.clock.when(self.world.terms.beat_s), partial(self._beat, leg))
+
+    def confirmed(self, leg: Leg) -> None:
+        if leg != self._leg or not self.tenure or not self.lease:
+            return
+        if self.tenure.state is State.OFFERED and self.clock.now() < self.tenure.due:
+            self.tell(Event.CONFIRMED, self._sent[0])
+            self.command = Command(self.world, self.lease, self._command_died)
+            self._beat(leg)
+
+    def echoed(self, leg: Leg, beat: int) -> None:
+        if leg == self._leg:
+            self.tell(Event.ECHOED, self._sent[beat])
+
+    def resumed(self, leg: Leg) -> None:
+        if not self.tenure or self.tenure.state not in (State.ACTIVE, State.SUSPECT):
+            return
+        if self._leg is None or leg.number > self._leg.number:
+            self._leg = leg
+            self.tell(Event.RESUMED)
+            self._beat(leg)
+
+    def told(self, lease: Lease) -> None:
+        if lease is self.lease:
+            self.tell(Event.TOLD)
+
+    def leg_lost(self, leg: Leg) -> None:
+        if leg == self._leg:
+            self._leg = None
+            self.tell(Event.LEG_LOST)
+            self._reattach()
+
+    def broker_lost(self, connection: Connection) -> None:
+        if self.is_deaf or not self.is_connected or connection is not self.connection:
+            return
+        if self.is_stopped:
+            self._inbox.append(partial(self.broker_lost, connection))
+        elif self.is_alive:
+            self.is_connected, self._leg = False, None
+            self.tell(Event.LEG_LOST)
+            self._reattach()
+
+    def give_up(self) -> None:
+        """Close a connection that is silent, or seems so."""
+        if self.is_alive and not self.is_stopped and self.is_connected:
+            self.is_connected, self._leg = False, None
+            self.tell(Event.GAVE_UP)
+            self.world.closed(self.connection)
+            self._reattach()
+
+    def _reattach(self) -> None:
+        if not self.is_alive or not self.lease or not self.tenure:
+            return
+        if self.tenure.state is not State.SUSPECT:
+            return
+        self.world.after(self.clock.when(RETRY_S), self._reattach)
+        if self.is_stopped or self.is_deaf or not self.world.broker_up:
+            return
+        if not self.is_connected:
+            self.connection, self.is_connected = Connection(self, self.world.broker), True
+        self.world.to_host(
+            self.connection, partial(self.world.host.reattach, self.lease, self.connection)
+        )
+
+    def cut_off(self, both_ways: bool) -> None:
+        """No packet gets through to us any more, or from us either, and nobody is told."""
+        self.is_cut_off = self.is_cut_off or both_ways
+        if not self.is_deaf:
+            self.is_deaf = True
+            patience = self.world.random.uniform(0, SILENCE_S)
+            self.world.after(patience, self._notice_silence)
+
+    def _notice_silence(self) -> None:
+        if self.is_deaf:
+            self.give_up()
+            if self.is_stopped:
+                self.world.after(RETRY_S, self._notice_silence)
+
+    def heal(self) -> None:
+        self.is_deaf = self.is_cut_off = False
+        held, self.held = self.held, []
+        for packet in held:
+            packet()
+        if self.is_connected and self.connection.broker != self.world.broker:
+            self.broker_lost(self.connection)
+
+    def stop(self) -> None:
+        """SIGSTOP; the guard lives."""
+        self.is_stopped = self.is_alive
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        if not self.is_stopped:
+            return
+        self.is_stopped = False
+        inbox, self._inbox = self._inbox, []
+        self._due()
+        for packet in inbox:
+            packet()
+        if self.command and not self.command.is_alive:
+            self._command_died()
+
+    def kill(self, with_guard: bool) -> None:
+        """SIGKILL. The guard, or else the lifeline, kills the command; then the link closes."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        if self.command:
+            self.command.die()
+        if self.is_connected:
+            if not with_guard and self.world.random.random() < 0.5:
+                self.is_stopped = False
+                self._report(HostEvent.COMPLETED)
+            self.is_connected = False
+            self.world.closed(self.connection)
