@@ -14,6 +14,7 @@ from hosts.datafile import data_file, lease_data
 from schemas.errors import ConfigError, HostError
 from schemas.plan import Environment, HostPlan
 from schemas.status import Lease
+from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,14 @@ MAX_DATA_FILE = 1024 * 1024
 """Bytes; brokers limit packets, and no data file comes near."""
 
 STEP_TIMEOUT_S = 120.0
-"""How long building or turnover may take before the environment is called BROKEN."""
+"""How long building, fencing or turnover may take before the environment is called BROKEN."""
 
 
 class Caretaker(Protocol):
-    """Raises TestenvError from `build` and `turn_over` when the environment cannot be offered."""
+    """Raises TestenvError from `build`, `fence`, `turn_over`: the environment cannot be offered.
+
+    Each of the three may be run again, also after it failed or was cut short, by anyone's death.
+    """
 
     @property
     def id(self) -> str: ...
@@ -39,11 +43,14 @@ class Caretaker(Protocol):
     async def build(self) -> None:
         """Make the environment, or bring what there is of it to its plan."""
 
-    async def turn_over(self) -> None:
-        """Take it back from the holder of an ended lease and make it as new."""
+    async def fence(self) -> None:
+        """Take it from the holder of an ended lease: nothing of it runs or can be reached."""
 
-    def data_file(self, lease: Lease) -> bytes:
-        """The JSON text that the holder of `lease` gets."""
+    async def turn_over(self) -> None:
+        """Make it as new, once it is fenced."""
+
+    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
+        """The JSON text that the holder of `lease` gets; `secret` proves that it is that."""
 
 
 class BuiltEnvironment:
@@ -63,11 +70,14 @@ class BuiltEnvironment:
     async def build(self) -> None:
         await self._step("building", self._builder.build)
 
+    async def fence(self) -> None:
+        await self._step("fencing", self._builder.fence)
+
     async def turn_over(self) -> None:
         await self._step("turnover", self._builder.turn_over)
 
-    def data_file(self, lease: Lease) -> bytes:
-        document = data_file(self._plan, self._env, lease)
+    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
+        document = data_file(self._plan, self._env, lease_data(lease, secret, terms))
         return document.model_dump_json(by_alias=True, indent=2).encode()
 
     async def _step(self, what: str, step: Callable[[Environment], None]) -> None:
@@ -95,10 +105,13 @@ class ReadyMade:
     async def build(self) -> None:
         self._document = read_data_file(self._path)
 
+    async def fence(self) -> None:
+        """Nothing: its machines are somebody else's."""
+
     async def turn_over(self) -> None:
         self._document = read_data_file(self._path)
 
-    def data_file(self, lease: Lease) -> bytes:
+    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
         try:
             self._document = read_data_file(self._path)
         except ConfigError as error:
@@ -106,7 +119,7 @@ class ReadyMade:
             log.warning("%s: %s; using what was read before", self.id, error)
         ours = self._document.get("testenv")
         extension = dict(ours) if isinstance(ours, dict) else {}
-        extension["lease"] = lease_data(lease).model_dump(mode="json")
+        extension["lease"] = lease_data(lease, secret, terms).model_dump(mode="json")
         return json.dumps({**self._document, "testenv": extension}, indent=2).encode()
 
 

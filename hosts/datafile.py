@@ -5,6 +5,7 @@ from schemas.datafile import (
     Extension,
     InstackNode,
     LeaseData,
+    LeaseTerms,
     MachineData,
     NetworkData,
     NicData,
@@ -12,11 +13,12 @@ from schemas.datafile import (
 )
 from schemas.plan import Domain, Environment, HostPlan, Network
 from schemas.status import Lease
+from schemas.terms import Terms
 
 _ARCH = "x86_64"
 
 
-def data_file(plan: HostPlan, env: Environment, lease: Lease) -> DataFile:
+def data_file(plan: HostPlan, env: Environment, lease: LeaseData) -> DataFile:
     """What the holder of `lease` is told about `env`."""
     host_ip = str(plan.public.address.ip)
     return DataFile(
@@ -28,7 +30,7 @@ def data_file(plan: HostPlan, env: Environment, lease: Lease) -> DataFile:
         remote_host=host_ip,
         nodes=tuple(_instack_node(node) for node in env.nodes),
         testenv=Extension(
-            lease=lease_data(lease),
+            lease=lease,
             host=plan.host,
             networks={
                 Network.PUBLIC.value: NetworkData(
@@ -42,7 +44,7 @@ def data_file(plan: HostPlan, env: Environment, lease: Lease) -> DataFile:
     )
 
 
-def lease_data(lease: Lease) -> LeaseData:
+def lease_data(lease: Lease, secret: str, terms: Terms) -> LeaseData:
     """The part of a lease that its holder is told."""
     return LeaseData(
         id=lease.id,
@@ -50,6 +52,8 @@ def lease_data(lease: Lease) -> LeaseData:
         generation=lease.generation,
         granted=lease.granted,
         timeout_s=lease.timeout_s,
+        secret=secret,
+        terms=LeaseTerms(**terms._asdict()),
     )
 
 

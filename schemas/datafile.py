@@ -63,12 +63,26 @@ class NetworkData(_Document):
     """None for a private network, whose addresses are the holder's own business."""
 
 
+class LeaseTerms(_Document):
+    """The times that both sides keep to, in seconds (schemas/terms.py, docs/leases.md)."""
+
+    beat_s: float
+    ttl_s: float
+    margin_s: float
+    reattach_s: float
+    untaken_s: float
+
+
 class LeaseData(_Document):
     id: str
     environment: str
     generation: int
     granted: datetime
     timeout_s: float
+    secret: str | None = None
+    """Proves to the host that its holder speaks; None in what a version 1 agent wrote."""
+    terms: LeaseTerms | None = None
+    """There if the host speaks version 2: it expects acks and beats."""
 
 
 class Extension(_Document):

@@ -9,8 +9,9 @@ import os
 import select
 import signal
 import socket
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import NamedTuple, NoReturn, Self
@@ -30,8 +31,18 @@ RELAYED = (
 
 PACKET_BYTES = 65536
 
+GUARD_LATER_S = 1.0
+"""How much later than `due_s` the guard acts: a client that lives says why first."""
+
+_NEVER = float("inf")
+
 _END_S = 10.0
 """More than a guard needs to kill whatever is left."""
+
+
+def boottime() -> float:
+    """Seconds since this machine was booted, including those that it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Happening(StrEnum):
@@ -40,7 +51,7 @@ class Happening(StrEnum):
     STARTED = "started"
     """It runs."""
     NOT_STARTED = "not started"
-    """exec failed; its errno."""
+    """exec failed; its errno. ETIME: it was due to end before it was started."""
     SUSPENDED = "suspended"
     """It was stopped from the terminal, which is the client's again."""
     EXITED = "exited"
@@ -74,31 +85,43 @@ class LastWill(NamedTuple):
     `link`: the descriptor of the broker connection. The guard keeps a copy, so that the broker
     hears of a killed client only when nothing of the command is left. `farewell`: what it writes
     there then, for the agent to know that for certain; empty over TLS, where only the client can
-    write: the agent then waits until a client that lives would have stopped. `time_s`: the command
-    is stopped after this long, also under a client that is stopped (SIGSTOP) itself.
+    write: the agent then waits until a client that lives would have stopped. `time_s`: the guard
+    stops the command after this long, unless `Guard.until` moves that.
     """
 
     link: int
     farewell: bytes
-    time_s: float
+    time_s: float = _NEVER
 
 
 class Guard:
     """A guard process that waits for its orders; use it as a context, for it must be waited for.
 
-    An order to a dead guard is void; that it is dead, its socket's end tells.
+    An order to a dead guard is void; that it is dead, its socket's end tells. So is one to a guard
+    that has not read for so long that its socket is full.
     """
 
-    def __init__(self, pid: int, link: socket.socket, lifeline: Lifeline) -> None:
+    def __init__(
+        self,
+        pid: int,
+        link: socket.socket,
+        lifeline: Lifeline,
+        kill_after_s: float,
+        clock: Callable[[], float],
+    ) -> None:
         self.pid = pid
         self.socket = link
         self._lifeline = lifeline
+        self._kill_after_s = kill_after_s
+        self._clock = clock
         self._is_over = False
         """Whether it has been waited for: its pid may be another's then."""
 
     @classmethod
-    def fork(cls, argv: Sequence[str], kill_after_s: float) -> Self:
-        """Fork the guard of the command `argv`.
+    def fork(
+        cls, argv: Sequence[str], kill_after_s: float, clock: Callable[[], float] = boottime
+    ) -> Self:
+        """Fork the guard of the command `argv`. `clock` is what `due_s` of `until` is on.
 
         To be called while this process has no threads, sockets or event loop, and before it
         handles signals: the command inherits what is ignored now.
@@ -112,10 +135,10 @@ class Guard:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline)
+            _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline, clock)
         theirs.close()
         lifeline.start()
-        return cls(pid, ours, lifeline)
+        return cls(pid, ours, lifeline, kill_after_s, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -144,9 +167,27 @@ class Guard:
 
     def run(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
         """Start the command with `environment` added; `workspace` goes if the client is killed."""
-        order = ("run", dict(environment), workspace, will.farewell.hex(), will.time_s)
-        with suppress(ConnectionError):
-            socket.send_fds(self.socket, [json.dumps(order).encode()], [will.link])
+        if will.time_s < _NEVER:
+            self.until(self._clock() + will.time_s - GUARD_LATER_S, self._kill_after_s)
+        self._order("run", dict(environment), workspace, will.farewell.hex(), link=will.link)
+
+    def will(self, link: int, farewell: bytes) -> None:
+        """Replace `link` and `farewell` of the LastWill: the lease is on another connection.
+
+        The guard closes its copy of the old one; that ends it, once the client has closed its own.
+        """
+        self._order("will", farewell.hex(), link=link)
+
+    def until(self, due_s: float, kill_after_s: float) -> None:
+        """The command has to end at `due_s`, and is killed `kill_after_s` later.
+
+        `due_s` is in seconds of CLOCK_BOOTTIME (see `boottime`). Each call replaces the last, may
+        come before `run`, and holds whatever becomes of the client (SIGSTOP). It is the client's
+        part to `stop` at `due_s`: the guard tells the command to end GUARD_LATER_S after it, and
+        kills what is left at `due_s + kill_after_s`, at once if that has passed. An end that has
+        begun is not taken back.
+        """
+        self._order("until", due_s, kill_after_s)
 
     def signal(self, number: int) -> None:
         """Pass a signal on to the command's process group."""
@@ -156,13 +197,17 @@ class Guard:
         """Continue a suspended command, on the terminal if the client's job has it."""
         self._order("resume")
 
-    def stop(self) -> None:
-        """SIGTERM to the command's group, and SIGKILL to all that is left `kill_after_s` later."""
-        self._order("stop")
+    def stop(self, kill_after_s: float | None = None) -> None:
+        """SIGTERM to the command's group, and SIGKILL to all that is left `kill_after_s` later.
 
-    def _order(self, *order: object) -> None:
-        with suppress(ConnectionError):
-            self.socket.send(json.dumps(order).encode())
+        None stands for what the guard was forked with. Stopping again can only hasten the SIGKILL.
+        """
+        self._order("stop", self._kill_after_s if kill_after_s is None else kill_after_s)
+
+    def _order(self, *order: object, link: int | None = None) -> None:
+        links = [] if link is None else [link]
+        with suppress(ConnectionError, BlockingIOError):
+            socket.send_fds(self.socket, [json.dumps(order).encode()], links)
 
 
 def _be_guard(
@@ -172,6 +217,7 @@ def _be_guard(
     client_group: int,
     ignored: frozenset[signal.Signals],
     lifeline: Lifeline,
+    clock: Callable[[], float],
 ) -> NoReturn:
     """The guard's life in the forked child, whose stack is the client's: nothing may unwind it."""
     status = 1
@@ -182,7 +228,7 @@ def _be_guard(
         # Imported here, so that it happens while the client imports its own.
         from testenv.guard_process import guard_main
 
-        guard_main(client, argv, kill_after_s, client_group, ignored, lifeline)
+        guard_main(client, argv, kill_after_s, client_group, ignored, lifeline, clock)
         status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it ends here
         traceback.print_exc()

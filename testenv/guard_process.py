@@ -6,23 +6,24 @@ lends it the terminal, and tells of its end. When the client dies, even of SIGKI
 ends, and the guard kills the command with all its descendants. When the guard dies, the command
 dies with it, and the client sweeps up the descendants; when both die, the lifeline acts.
 
+The guard also ends the command in time, when the client does not, stopped or not: `Guard.until`.
 A command's background processes don't outlive it: they get SIGTERM when the command has exited,
 and SIGKILL `kill_after_s` later.
 """
 
+import errno
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 from testenv import reaper
-from testenv.guard import PACKET_BYTES, RELAYED, Event, Happening
+from testenv.guard import GUARD_LATER_S, PACKET_BYTES, RELAYED, Event, Happening
 from testenv.lifeline import Lifeline
 from testenv.terminal import Terminal
 
@@ -32,6 +33,10 @@ _STOPPED = (os.CLD_STOPPED, os.CLD_TRAPPED)
 _FAREWELL_S = 1.0
 _ADOPTION_S = 0.05
 """Adopting an orphan raises no signal: how often leftovers are looked for."""
+
+_NEVER = float("inf")
+_NAP_S = 5.0
+"""poll(2)'s clock stands still while the machine is suspended: how often ours is looked at."""
 
 
 class GuardProcess:
@@ -45,6 +50,7 @@ class GuardProcess:
         terminal: Terminal | None,
         ignored: frozenset[signal.Signals],
         lifeline: Lifeline,
+        clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._argv = argv
@@ -52,19 +58,21 @@ class GuardProcess:
         self._terminal = terminal
         self._ignored = ignored
         self._lifeline = lifeline
+        self._clock = clock
         self._command: subprocess.Popen[bytes] | None = None
         self._group = 0
         """The command's process group; 0 once its leader has been waited for."""
-        self._kill_at: float | None = None
+        self._kill_at = _NEVER
         """Set as soon as the command is to end: everything left then is killed."""
+        self._act_at = _NEVER
+        """When the command is to end, whatever the client does; it is killed at..."""
+        self._due_kill_at = _NEVER
         self._told: set[int] = set()
         """Children that have had their SIGTERM."""
         self._workspace = ""
-        self._links: list[int] = []
+        self._link: int | None = None
         """The client's connection to its broker, which must not end before the command has."""
         self._farewell = b""
-        self._stop_at = float("inf")
-        """When the lease is over, whatever the client does."""
         self._done = False
 
     def serve(self) -> None:
@@ -84,20 +92,19 @@ class GuardProcess:
                     self._abandoned()
                     return
             self._reap()
-            if time.monotonic() >= self._stop_at:
-                self._begin_end()
+            self._mind_due()
             self._end_leftovers()
         # Whoever closes a socket with orders unread resets it, and what was told last is lost.
         while self._receive():
             pass
 
     def _patience_ms(self) -> float | None:
-        if self._kill_at is None:
-            if self._stop_at == float("inf"):
-                return None
-            return max(0.0, self._stop_at - time.monotonic()) * 1000
-        left = max(0.0, self._kill_at - time.monotonic())
-        return (left if self._group else min(left, _ADOPTION_S)) * 1000
+        is_ending = self._kill_at < _NEVER
+        next_at = min(self._kill_at, self._act_at)
+        if next_at == _NEVER:
+            return None
+        left = min(max(0.0, next_at - self._clock()), _NAP_S)
+        return (min(left, _ADOPTION_S) if is_ending and not self._group else left) * 1000
 
     def _receive(self) -> bytes:
         try:
@@ -107,7 +114,9 @@ class GuardProcess:
         for link in links:
             # recv_fds ignores MSG_CMSG_CLOEXEC (Python 3.11 to 3.13): the command would inherit it.
             os.set_inheritable(link, False)
-        self._links += links
+            if self._link is not None:
+                os.close(self._link)
+            self._link = link
         return packet
 
     def _tell(self, what: Happening, value: int = 0) -> None:
@@ -127,15 +136,21 @@ class GuardProcess:
             case "resume":
                 self._resume()
             case "stop":
-                self._begin_end()
+                self._begin_end(self._clock() + values[0])
+            case "until":
+                due_s, kill_after_s = values
+                self._act_at = due_s + GUARD_LATER_S
+                self._due_kill_at = due_s + kill_after_s
+            case "will":
+                self._farewell = bytes.fromhex(values[0])
         return True
 
-    def _run(
-        self, environment: Mapping[str, str], workspace: str, farewell: str, time_s: float
-    ) -> None:
+    def _run(self, environment: Mapping[str, str], workspace: str, farewell: str) -> None:
         self._workspace = workspace
         self._farewell = bytes.fromhex(farewell)
-        self._stop_at = time.monotonic() + time_s
+        self._mind_due()
+        if self._done:
+            return
         terminal = self._terminal if self._terminal and self._terminal.is_stdin else None
         if terminal:
             terminal.lend()
@@ -149,8 +164,7 @@ class GuardProcess:
             )
         except OSError as exc:
             self._take_terminal(restore=True)
-            self._tell(Happening.NOT_STARTED, exc.errno or 0)
-            self._finish()
+            self._refuse(exc.errno or 0)
             return
         self._group = self._command.pid
         self._lifeline.hold(self._group)
@@ -176,12 +190,25 @@ class GuardProcess:
                 self._terminal.give_to(self._group)
             self._signal_group(signal.SIGCONT)
 
-    def _begin_end(self) -> None:
-        """SIGTERM to the command's group; what is left after `kill_after_s` is killed."""
-        if self._kill_at is None:
-            self._kill_at = time.monotonic() + self._kill_after_s
+    def _mind_due(self) -> None:
+        """End the command, or never start it, when the client should have ended it."""
+        if self._clock() < self._act_at:
+            return
+        self._act_at = _NEVER
+        if self._command is None:
+            self._refuse(errno.ETIME)
+        else:
+            self._begin_end(self._due_kill_at)
+
+    def _begin_end(self, kill_at: float) -> None:
+        """SIGTERM to the command's group; what is left at `kill_at` is killed.
+
+        Where the end has begun already, it only comes sooner.
+        """
+        if self._kill_at == _NEVER:
             self._signal_group(signal.SIGTERM)
             self._signal_group(signal.SIGCONT)  # a stopped process would keep it pending
+        self._kill_at = min(self._kill_at, kill_at)
 
     def _reap(self) -> None:
         """Wait for all that has died or stopped: the command, and adopted orphans."""
@@ -190,7 +217,7 @@ class GuardProcess:
             while found := os.waitid(os.P_ALL, 0, peek):
                 if found.si_pid == self._group and found.si_code not in _STOPPED:
                     # Before waiting for the leader, which gives its group's number free.
-                    self._begin_end()
+                    self._begin_end(self._clock() + self._kill_after_s)
                     self._lifeline.release()
                 pid, status = os.waitpid(found.si_pid, os.WUNTRACED | os.WNOHANG)
                 if not pid:
@@ -222,9 +249,9 @@ class GuardProcess:
 
     def _end_leftovers(self) -> None:
         """After the command: SIGTERM to what it left behind, and SIGKILL when time is up."""
-        if self._kill_at is None or self._done:
+        if self._kill_at == _NEVER or self._done:
             return
-        if time.monotonic() >= self._kill_at:
+        if self._clock() >= self._kill_at:
             self._finish(self._kill())
         elif not reaper.has_children():
             self._finish()
@@ -234,6 +261,10 @@ class GuardProcess:
                 reaper.signal_child(pid, signal.SIGTERM)
                 reaper.signal_child(pid, signal.SIGCONT)
             self._told = children
+
+    def _refuse(self, number: int) -> None:
+        self._tell(Happening.NOT_STARTED, number)
+        self._finish()
 
     def _finish(self, unkillable: int = 0) -> None:
         self._tell(Happening.GONE, unkillable)
@@ -257,15 +288,15 @@ class GuardProcess:
 
         A connection that ends without this may have been cut, and its client may live.
         """
-        for link in self._links:
-            with socket.socket(fileno=link) as broker, suppress(OSError):
-                broker.settimeout(_FAREWELL_S)
-                broker.sendall(self._farewell)
-                broker.shutdown(socket.SHUT_WR)
-                # Whoever closes a socket with bytes unread resets it, and the farewell is lost.
-                while broker.recv(PACKET_BYTES):
-                    pass
-        self._links.clear()
+        if self._link is None:
+            return
+        with socket.socket(fileno=self._link) as broker, suppress(OSError):
+            broker.settimeout(_FAREWELL_S)
+            broker.sendall(self._farewell)
+            broker.shutdown(socket.SHUT_WR)
+            # Whoever closes a socket with bytes unread resets it, and the farewell is lost.
+            while broker.recv(PACKET_BYTES):
+                pass
 
 
 def guard_main(
@@ -275,6 +306,7 @@ def guard_main(
     client_group: int,
     ignored: frozenset[signal.Signals],
     lifeline: Lifeline,
+    clock: Callable[[], float],
 ) -> None:
     """Be the guard, in a process of its own that ignores RELAYED already."""
     for number in RELAYED:
@@ -287,4 +319,4 @@ def guard_main(
             signal.signal(number, signal.SIG_IGN)
     reaper.set_process_name("testenv-guard")
     reaper.become_subreaper()
-    GuardProcess(client, argv, kill_after_s, terminal, ignored, lifeline).serve()
+    GuardProcess(client, argv, kill_after_s, terminal, ignored, lifeline, clock).serve()

@@ -1,17 +1,10 @@
 """What only a real Open vSwitch can break."""
 
-import fcntl
 import json
-import os
-import select
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from ipaddress import IPv4Address
 
 import pytest
 
@@ -19,12 +12,11 @@ from hosts.drivers.base import BridgeInfo, PortInfo, Switch
 from hosts.drivers.switch import OvsSwitch
 from schemas.errors import BridgeError
 from tests.contract.daemons import OVSDB_SERVER, VSWITCHD, away, restart, stopped
+from tests.contract.frames import arp_answers, hears
 from tests.contract.plans import build, planned_domain
 from tests.contract.rigs import ADDRESS, BRIDGE, HOST, OVSDB, RealRig, tool
 
 BOUND_S = 2.0
-EXPERIMENT = 0x88B5
-"""The EtherType that IEEE 802 sets aside for local experiments."""
 
 
 @pytest.fixture
@@ -79,6 +71,18 @@ def test_a_bridge_takes_the_mac_of_the_nic_that_is_moved_onto_it(real: RealRig) 
     assert mac_of("br-ctlplane") == mac_of("nic0")
     switch.remove_port("br-ctlplane", "nic0")
     assert mac_of("br-ctlplane") == own
+
+
+def test_a_port_works_again_after_it_was_removed_and_its_tap_was_not(real: RealRig) -> None:
+    switch, network = real.drivers.switch, real.drivers.network
+    switch.ensure_bridge("brbm1")
+    tool("ip", "link", "set", "brbm1", "up")
+    network.ensure_tap("te1s0")
+    for _ in range(3):
+        switch.ensure_port("brbm1", "te1s0")
+        assert hears("brbm1", "te1s0")
+        switch.remove_port("brbm1", "te1s0")
+        assert not hears("brbm1", "te1s0", timeout=0.3)
 
 
 def test_a_port_works_again_after_its_tap_was_made_anew(real: RealRig) -> None:
@@ -199,49 +203,3 @@ def wait_until(reached: Callable[[], bool], timeout: float = 20) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def hears(bridge: str, tap: str, timeout: float = 5) -> bool:
-    """Whether a frame that a guest sends into `tap` comes out of the bridge's own port."""
-    frame = b"\xff" * 6 + bytes.fromhex("525400aabbcc") + EXPERIMENT.to_bytes(2, "big") + bytes(46)
-    with (
-        opened_tap(tap) as guest,
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EXPERIMENT)) as host,
-    ):
-        host.bind((bridge, EXPERIMENT))
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            os.write(guest, frame)
-            if select.select([host], [], [], 0.1)[0]:
-                return True
-    return False
-
-
-def arp_answers(tap: str, seconds: float = 1) -> set[str]:
-    """The MACs that answer a guest behind `tap` when it asks for this host's own address."""
-    mac, guest_ip = bytes.fromhex("525400aabbcc"), IPv4Address("203.0.113.50")
-    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
-    request += mac + guest_ip.packed + bytes(6) + ADDRESS.ip.packed
-    frame = b"\xff" * 6 + mac + b"\x08\x06" + request
-    answers: set[str] = set()
-    with opened_tap(tap) as guest:
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            os.write(guest, frame)
-            if select.select([guest], [], [], min(left, 0.1))[0]:
-                answer = os.read(guest, 2048)
-                if answer[12:14] == b"\x08\x06" and answer[20:22] == b"\x00\x02":
-                    answers.add(answer[22:28].hex(":"))
-    return answers
-
-
-@contextmanager
-def opened_tap(name: str) -> Iterator[int]:
-    """The guest's end of a tap, as QEMU has it (linux/if_tun.h)."""
-    set_interface, tap_without_header = 0x400454CA, 0x0002 | 0x1000
-    guest = os.open("/dev/net/tun", os.O_RDWR)
-    try:
-        fcntl.ioctl(guest, set_interface, struct.pack("16sH22x", name.encode(), tap_without_header))
-        yield guest
-    finally:
-        os.close(guest)

@@ -1,15 +1,22 @@
 """The builder over fake drivers: any start, restart or lease's end leads back to the plan."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hosts.builder import Builder, reservations
 from hosts.drivers.base import PortInfo
-from hosts.drivers.fake import FakeBridge, FakeDomain, FakeMachine, fake_drivers
+from hosts.drivers.fake import (
+    FakeBridge,
+    FakeDomain,
+    FakeHypervisor,
+    FakeMachine,
+    fake_drivers,
+)
 from hosts.plan import plan_host
 from schemas.config import HostConfig
-from schemas.errors import DiskError, DomainError, ForeignObject
+from schemas.errors import BridgeError, DiskError, DomainError, ForeignObject
 from schemas.plan import Facts, HostPlan
 
 IMAGE = Path("/images/seed.qcow2")
@@ -44,6 +51,18 @@ def build_all(machine: FakeMachine, tmp_path: Path, plan: HostPlan) -> Builder:
     return made
 
 
+def running(machine: FakeMachine) -> set[str]:
+    return {name for name, domain in machine.domains.items() if domain.running}
+
+
+class Undead(FakeHypervisor):
+    """A hypervisor on which somebody starts again what is powered off."""
+
+    def power_off_domain(self, name: str) -> None:
+        super().power_off_domain(name)
+        self.start_domain(name)
+
+
 def test_everything_planned_is_there_and_only_seeds_run(
     machine: FakeMachine, tmp_path: Path
 ) -> None:
@@ -52,8 +71,7 @@ def test_everything_planned_is_there_and_only_seeds_run(
     assert {name: domain.plan for name, domain in machine.domains.items()} == {
         domain.name: domain for domain in plan.domains
     }
-    running = {name for name, domain in machine.domains.items() if domain.running}
-    assert running == {"seed_1", "seed_2"}
+    assert running(machine) == {"seed_1", "seed_2"}
     assert set(machine.bridges["br-ctlplane"].ports) == {"eth1", "te1s0", "te2s0"}
     assert set(machine.bridges["brbm1"].ports) == {"te1s1", "te1n0e0", "te1n1e0"}
     assert set(machine.disks) == {domain.disk.path for domain in plan.domains}
@@ -90,6 +108,106 @@ def test_a_power_cut_is_healed_by_building(machine: FakeMachine, tmp_path: Path)
     assert machine.devices == before
     assert machine.domains["seed_1"].running
     assert machine.reservations == reservations(plan)
+
+
+def test_a_fenced_environment_is_off_and_on_no_bridge(machine: FakeMachine, tmp_path: Path) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    machine.domains["baremetalbrbm1_0"].running = True
+    before = dict(machine.devices)
+    for _ in ("once", "and again"):
+        made.fence(plan.environments[0])
+        assert running(machine) == {"seed_2"}
+        assert set(machine.bridges["br-ctlplane"].ports) == {"eth1", "te2s0"}
+        assert set(machine.bridges["brbm1"].ports) == set()
+        assert set(machine.bridges["brbm2"].ports) == {"te2s1", "te2n0e0", "te2n1e0"}
+    assert machine.devices == before
+
+
+def test_a_port_that_was_moved_to_another_bridge_is_fenced_there(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    machine.bridges["brbm2"].ports["te1n0e0"] = machine.bridges["brbm1"].ports.pop("te1n0e0")
+    made.fence(plan.environments[0])
+    assert set(machine.bridges["brbm2"].ports) == {"te2s1", "te2n0e0", "te2n1e0"}
+
+
+def test_turnover_plugs_in_what_the_fence_unplugged(machine: FakeMachine, tmp_path: Path) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    before = {name: set(bridge.ports) for name, bridge in machine.bridges.items()}
+    made.fence(plan.environments[0])
+    made.turn_over(plan.environments[0])
+    assert {name: set(bridge.ports) for name, bridge in machine.bridges.items()} == before
+    assert running(machine) == {"seed_1", "seed_2"}
+
+
+def test_a_domain_that_does_not_go_off_is_unplugged_all_the_same(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    machine.domains["baremetalbrbm1_0"].running = True
+    machine.fail_on("power_off_domain", "seed_1", DomainError("seed_1", "stuck"))
+    with pytest.raises(DomainError, match="stuck"):
+        made.fence(plan.environments[0])
+    assert running(machine) == {"seed_1", "seed_2"}
+    assert set(machine.bridges["br-ctlplane"].ports) == {"eth1", "te2s0"}
+    assert set(machine.bridges["brbm1"].ports) == set()
+    machine.heal("power_off_domain", "seed_1")
+    made.fence(plan.environments[0])
+    assert running(machine) == {"seed_2"}
+
+
+def test_a_domain_that_somebody_starts_again_is_no_fence(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    plan = planned()
+    build_all(machine, tmp_path, plan)
+    drivers = fake_drivers(machine, "te1")
+    restarted = replace(drivers, hypervisor=Undead(machine, "te1"))
+    with pytest.raises(DomainError, match="virsh destroy seed_1"):
+        Builder(plan, restarted, tmp_path).fence(plan.environments[0])
+
+
+@pytest.mark.parametrize("port", ["te1s0", "te1s1", "te1n0e0", "te1n1e0"])
+def test_a_fence_that_stopped_half_way_is_finished_by_the_next_agent(
+    machine: FakeMachine, tmp_path: Path, port: str
+) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    machine.fail_on("remove_port", port, BridgeError(port, "no answer"))
+    with pytest.raises(BridgeError):
+        made.fence(plan.environments[0])
+    machine.heal("remove_port", port)
+    builder(machine, tmp_path, plan).fence(plan.environments[0])
+    assert set(machine.bridges["br-ctlplane"].ports) == {"eth1", "te2s0"}
+    assert set(machine.bridges["brbm1"].ports) == set()
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("ensure_port", "te1n0e0"), ("ensure_domain", "seed_1"), ("start_domain", "seed_1")],
+)
+def test_a_turnover_that_stopped_half_way_is_fenced_and_finished_by_the_next_agent(
+    machine: FakeMachine, tmp_path: Path, verb: str, name: str
+) -> None:
+    plan = planned()
+    made = build_all(machine, tmp_path, plan)
+    whole = {name: set(bridge.ports) for name, bridge in machine.bridges.items()}
+    made.fence(plan.environments[0])
+    machine.fail_on(verb, name, DomainError(name, "the agent died here"))
+    with pytest.raises(DomainError):
+        made.turn_over(plan.environments[0])
+    machine.heal(verb, name)
+    again = builder(machine, tmp_path, plan)
+    again.fence(plan.environments[0])
+    assert set(machine.bridges["brbm1"].ports) == set()
+    again.turn_over(plan.environments[0])
+    assert {name: set(bridge.ports) for name, bridge in machine.bridges.items()} == whole
+    assert running(machine) == {"seed_1", "seed_2"}
 
 
 def test_turnover_makes_used_disks_fresh_and_powers_nodes_off(

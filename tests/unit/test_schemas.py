@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 import jsonschema
 import pytest
 
-from hosts.datafile import data_file
+from hosts.datafile import data_file, lease_data
 from hosts.plan import plan_host
 from schemas.config import HostConfig
 from schemas.generate import PUBLISHED, SCHEMA_DIR, schema_text
 from schemas.plan import Facts, HostPlan
 from schemas.status import Lease
+from schemas.terms import Terms
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ def document(plan: HostPlan) -> dict[str, object]:
         granted=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         timeout_s=60,
     )
-    written = data_file(plan, env, lease).model_dump_json(by_alias=True)
+    written = data_file(plan, env, lease_data(lease, "s" * 32, Terms())).model_dump_json(
+        by_alias=True
+    )
     loaded: dict[str, object] = json.loads(written)
     return loaded
 
