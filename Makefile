@@ -3,12 +3,15 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 LAB := $(BIN)/python -m tests.lab
 FUZZ_SECONDS ?= 60
+RUNS ?= 20
+MINUTES ?= 10
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type unit contract functional fuzz e2e bench schemas constraints clean
+.PHONY: help setup demo test check lint type unit contract functional deaths fuzz chaos chaos-short e2e bench schemas constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: ## install everything: packages, and a virtual environment at .venv
 	.ci/setup
@@ -16,7 +19,7 @@ setup: ## install everything: packages, and a virtual environment at .venv
 demo: setup ## two hosts, a broker, agents and clients on this machine; nothing stays behind
 	tests/lab/demo.sh
 
-test: setup check contract functional fuzz e2e ## all tests, with real VMs on real Open vSwitch
+test: setup check contract functional fuzz chaos-short e2e ## all tests, with real VMs on real Open vSwitch
 	@echo "all tests passed"
 
 check: lint type unit ## ruff, mypy, import rules, unit tests
@@ -38,8 +41,19 @@ contract: ## one suite over fake drivers and, in a lab host, over real libvirt a
 functional: ## brokers, agents and clients as real processes
 	$(PYTEST) tests/functional
 
+deaths: ## brokers, agents and clients are killed while leases run, RUNS times; no failure is due
+	@failed=0; for run in $$(seq $(RUNS)); do \
+	  $(PYTEST) --quiet tests/functional/test_lease_*.py || failed=$$((failed + 1)); \
+	done; echo "$$failed of $(RUNS) runs failed"; test $$failed = 0
+
 fuzz: ## any bytes and any requests, for FUZZ_SECONDS, against the broker's readers and books
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) --capture=no --timeout=0 tests/fuzz
+
+chaos: ## random deaths, stops and partitions for MINUTES; SEED repeats what was done to whom
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+chaos-short: ## the same for a minute
+	$(BIN)/python -m tests.chaos --minutes 1 $(if $(SEED),--seed $(SEED))
 
 e2e: ## the whole chain in a lab of two hosts
 	$(PYTEST) tests/e2e

@@ -173,14 +173,17 @@ async def first_link(
     timeout: float,
     *,
     persist: bool = False,
+    greeted: bool = True,
 ) -> Link:
     """A link to whichever broker answers a ping first; earlier ones get a short head start.
+
+    `greeted`: see Link.open; without it, whichever accepts first.
 
     A broker that swallows everything can't hide the others. `persist`: use all of `timeout`
     seconds (a broker may be restarting) instead of giving up once every broker has refused.
     Raises BrokerUnreachable with every address and what happened there.
     """
-    race = _Race(endpoints, client_id, timeout, persist=persist)
+    race = _Race(endpoints, client_id, timeout, persist=persist, greeted=greeted)
     try:
         async with asyncio.timeout(timeout):
             await race.run()
@@ -199,7 +202,13 @@ class _Race:
     """The attempts of one `first_link`."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], client_id: str, timeout: float, *, persist: bool
+        self,
+        endpoints: Sequence[Endpoint],
+        client_id: str,
+        timeout: float,
+        *,
+        persist: bool,
+        greeted: bool,
     ) -> None:
         self.winner: Link | None = None
         self.reasons = dict.fromkeys(endpoints, f"no answer within {timeout:g} s")
@@ -207,6 +216,7 @@ class _Race:
         self._client_id = client_id
         self._timeout = timeout
         self._persist = persist
+        self._greeted = greeted
         self._failed = [asyncio.Event() for _ in endpoints]
         self._runners: list[asyncio.Task[None]] = []
 
@@ -224,7 +234,12 @@ class _Race:
         pauses = backoff(cap=PERSIST_CAP_S)
         while True:
             try:
-                link = await Link.open(endpoint, client_id=self._client_id, timeout=self._timeout)
+                link = await Link.open(
+                    endpoint,
+                    client_id=self._client_id,
+                    timeout=self._timeout,
+                    greeted=self._greeted,
+                )
             except BrokerUnreachable as exc:
                 [(_, self.reasons[endpoint])] = exc.attempts
                 self._failed[place].set()

@@ -25,6 +25,9 @@ MAX_UNSENT = 64 * 1024 * 1024
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """TCP keepalive: a peer that vanished is noticed 30 s later even if nobody pings it."""
 
+_PEERS_END = (ConnectionResetError, BrokenPipeError)
+"""What a FIN that met our words, or a RST, looks like; silence ends as TimeoutError."""
+
 OnPacket = Callable[[Packet], None]
 OnEnd = Callable[[str, Exception | None], None]
 
@@ -43,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._ended = False
         self._heard = False
         """Whether the broker has said anything."""
+        self.was_closed_by_peer = False
 
     @classmethod
     async def open(cls, endpoint: Endpoint, on_packet: OnPacket, on_end: OnEnd) -> Self:
@@ -120,6 +124,7 @@ class Connection(asyncio.Protocol):
         """Called by asyncio."""
         if not self._ended:
             self._ended = True
+            self.was_closed_by_peer = exc is None or isinstance(exc, _PEERS_END)
             why = describe(exc) if exc else "the broker closed it"
             if not self._heard and not (exc and tls.explain(exc)):
                 why += f", without a word: {silence_means(self._endpoint)}"

@@ -95,9 +95,11 @@ class Link:
         timeout: float = 10.0,
         ping_interval: float = PING_INTERVAL_S,
         ping_timeout: float = PING_TIMEOUT_S,
+        greeted: bool = True,
     ) -> Self:
         """Connect, say who we are, and wait for the first ping's answer: an open link is alive.
 
+        `greeted` False: do not wait for it; what is asked next goes out in the same write.
         `client_id` is what the broker's `workers` lists: no white space, 128 bytes at most.
         Raises BrokerUnreachable within `timeout` seconds. Close it with `aclose`, or use
         `async with await Link.open(...) as link`.
@@ -114,7 +116,9 @@ class Link:
                 )
                 # In one write: a second one to a broker that has refused our certificate
                 # meanwhile would fail, and hide its reason.
-                await link._ping(*hello).wait()
+                answer = link._ping(*hello)
+                if greeted:
+                    await answer.wait()
         except TimeoutError as exc:
             link.abort("it did not answer in time")
             why = describe(exc) if exc.errno else f"no answer within {timeout:g} s"
@@ -282,7 +286,11 @@ class Link:
     def _loss_of_this(self) -> ConnectionLost:
         """A new one each time: exceptions collect the traceback of whoever raises them."""
         known = self._loss.result() if self._loss.done() else None
-        loss = ConnectionLost(str(self.endpoint), known.why if known else "closed by us")
+        loss = ConnectionLost(
+            str(self.endpoint),
+            known.why if known else "closed by us",
+            by_peer=known.by_peer if known else False,
+        )
         loss.__cause__ = known.__cause__ if known else None
         return loss
 
@@ -310,7 +318,10 @@ class Link:
 
     def _end(self, why: str, cause: Exception | None) -> None:
         self._stop_pinging()
-        loss = ConnectionLost(str(self.endpoint), "closed by us" if self._closing else why)
+        by_peer = bool(self._connection and self._connection.was_closed_by_peer)
+        loss = ConnectionLost(
+            str(self.endpoint), "closed by us" if self._closing else why, by_peer=by_peer
+        )
         loss.__cause__ = cause
         self._loss.set_result(loss)
         self._abilities = {}

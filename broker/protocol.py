@@ -58,3 +58,9 @@ class Kind(IntEnum):
     JOB_ASSIGN_ALL = 40
     GET_STATUS_UNIQUE = 41
     STATUS_RES_UNIQUE = 42
+
+
+UNCERTAIN_LOSS = b"testenv: the connection was given up, not closed"
+"""WORK_WARNING of testenv-broker to a job's submitter ahead of the WORK_FAIL that the loss of its
+worker brings: the broker has ended that connection itself (silence, a limit), and the worker may
+live. Without it the worker has closed the connection, as the death of its process does."""

@@ -60,13 +60,12 @@ class Assignment:
         """Whether nothing more can be sent: we ended it, or the link is lost."""
         return self._ended or self.link.is_lost
 
-    @property
-    def completion(self) -> bytes:
+    def completion(self, data: bytes = b"") -> bytes:
         """The bytes that end it well, for another process to write on the link's descriptor.
 
         Empty over TLS, where no other process can write.
         """
-        return b"" if self.link.endpoint.tls else request(Kind.WORK_COMPLETE, self._handle, b"")
+        return b"" if self.link.endpoint.tls else request(Kind.WORK_COMPLETE, self._handle, data)
 
     def complete(self, data: bytes = b"") -> bool:
         """End it well, with a result."""
@@ -168,6 +167,16 @@ class Worker:
             self._taking = False
             self._registered = stay and assignment is not None
             self._settle()
+
+    def change(self, functions: Iterable[str]) -> None:
+        """Offer `functions` from now on, also while taking: jobs of a new one come at once."""
+        new = tuple(functions)
+        added = set(new) - set(self.functions)
+        self.functions = new
+        self._settle()
+        if added:
+            self._due.update(dict.fromkeys(self._links.up))
+            self._stirred.set()
 
     def retire(self) -> None:
         """Take no more: unregister, and fail a job that comes from a cancelled `take`."""

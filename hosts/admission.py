@@ -7,12 +7,14 @@ class Admission:
     """Shared by all slots of an agent.
 
     `closed` is set while no lease may begin (cordoned or stopped), and is what a waiting worker
-    withdraws on. `stopped` is set once and for all, when the agent shuts down.
+    withdraws on. `stopped` is set once and for all, when the agent shuts down; `leaving` after
+    that, when nothing is left that it must wait for: leases that outlive it are let go.
     """
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.leaving = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
 
@@ -36,6 +38,10 @@ class Admission:
         self.stopped.set()
         self.closed.set()
         self._open.set()
+
+    def leave(self) -> None:
+        """Let go of the leases that outlive the agent; after `stop`."""
+        self.leaving.set()
 
     async def admitted(self) -> bool:
         """Wait while cordoned, however long a person wants it so; False once stopped."""

@@ -18,21 +18,26 @@ from broker.worker import serve
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
 from hosts.control import Control
+from hosts.journal import Journal
+from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
 from schemas.errors import AgentRunning, HostError
 from schemas.names import host_function
-from schemas.status import HostReport
+from schemas.status import HostReport, Lease
 
 log = logging.getLogger(__name__)
+
+_LEAVING_S = 1.0
+"""How long slots get to let go of their leases."""
 
 
 class Agent:
     """Serves `caretakers`' environments as `host` until told to stop.
 
-    SIGTERM and SIGINT drain: nothing new is offered, running leases may end within
-    `drain_timeout_s`, then the agent goes; the VMs stay as they are. A second one ends the
-    waiting. SIGUSR2 cordons and SIGUSR1
-    uncordons, as toci's worker had it.
+    SIGTERM and SIGINT stop it: nothing new is offered, turnovers and leases of version 1 clients
+    may end within `drain_timeout_s` (a second signal ends the waiting), then the agent goes; VMs
+    and all other leases are left to the next one. SIGUSR2 cordons and SIGUSR1 uncordons, as
+    toci's worker had it.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Agent:
         host: str,
         endpoints: Sequence[Endpoint],
         caretakers: Sequence[Caretaker],
+        journal: Journal,
         *,
         drain_timeout_s: float,
         timing: SlotTiming,
@@ -47,43 +53,61 @@ class Agent:
         self._host = host
         self._endpoints = endpoints
         self._caretakers = caretakers
+        self._journal = journal
         self._drain_timeout_s = drain_timeout_s
         self._timing = timing
         self._admission = Admission()
         self._hurry = asyncio.Event()
-        self._slots: list[Slot] = []
+        self._lives: dict[asyncio.Task[Any], Slot] = {}
         self._started = datetime.now(UTC)
 
     async def run(self) -> None:
         """Until a signal stops it."""
         with self._signals():
-            async with asyncio.TaskGroup() as group:
+            async with (
+                Links(self._endpoints, client_id=f"{self._host}/leases") as links,
+                asyncio.TaskGroup() as group,
+            ):
+                reception = Reception(links)
+                receiving = group.create_task(reception.run())
                 control = group.create_task(self._answer_operators())
-                slots = [group.create_task(self._live(one)) for one in self._caretakers]
+                slots = [group.create_task(self._live(one, reception)) for one in self._caretakers]
                 await self._admission.stopped.wait()
-                leased = sum(slot.leased for slot in self._slots)
-                log.info("stopping; %d leases running, waiting at most %g s",
-                         leased, self._drain_timeout_s)  # fmt: skip
+                kept = sum(slot.outlives_agent for slot in self._slots)
+                log.info("stopping; %d leases are left to the next agent", kept)
                 hurry = group.create_task(self._hurry.wait())
-                await self._drained(slots, hurry)
+                await self._drained(hurry)
+                self._admission.leave()
+                await asyncio.wait(slots, timeout=_LEAVING_S)
                 left = [task for task in slots if not task.done()]
                 if left:
                     log.warning("%d environments were not done in time and are left as they are",
                                 len(left))  # fmt: skip
-                for task in (control, hurry, *left):
+                for task in (receiving, control, hurry, *left):
                     task.cancel()
 
-    async def _drained(self, slots: list[asyncio.Task[None]], hurry: asyncio.Task[bool]) -> None:
-        """Return when every slot is done, the drain's time is over, or a person is in a hurry."""
+    async def _drained(self, hurry: asyncio.Task[bool]) -> None:
+        """Return when only leases that outlive us are left, the drain's time is over, or a person
+        is in a hurry."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_timeout_s
-        pending: set[asyncio.Task[Any]] = {hurry, *slots}
-        while hurry in pending and len(pending) > 1 and loop.time() < deadline:
-            _, pending = await asyncio.wait(
-                pending,
+        while loop.time() < deadline and not hurry.done():
+            waited_for = {
+                life
+                for life, slot in self._lives.items()
+                if not (life.done() or slot.outlives_agent)
+            }
+            if not waited_for:
+                return
+            await asyncio.wait(
+                {hurry, *waited_for},
                 timeout=max(0.0, deadline - loop.time()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
+
+    @property
+    def _slots(self) -> tuple[Slot, ...]:
+        return tuple(self._lives.values())
 
     def report(self) -> HostReport:
         """The agent and its environments as they are now."""
@@ -96,15 +120,29 @@ class Agent:
             environments=tuple(slot.report() for slot in self._slots),
         )
 
-    async def _live(self, caretaker: Caretaker) -> None:
+    def revoke(self, target: str, reason: str) -> Lease:
+        """See hosts.control."""
+        for slot in self._slots:
+            lease = slot.lease
+            if lease and target in (slot.id, lease.id):
+                if not slot.revoke(reason):
+                    raise HostError(
+                        f"lease {lease.id} of {slot.id}: its client speaks version 1",
+                        remedy="it can't be told to end: end its job",
+                    )
+                return lease
+        raise HostError(f"{self._host} has no lease {target}, and none runs in such an environment")
+
+    async def _live(self, caretaker: Caretaker, reception: Reception) -> None:
         async with Links(self._endpoints, client_id=caretaker.id) as links:
-            slot = Slot(caretaker, links, self._admission, self._timing)
-            self._slots.append(slot)
+            slot = Slot(caretaker, links, reception, self._journal, self._admission, self._timing)
+            if life := asyncio.current_task():
+                self._lives[life] = slot
             await slot.run()
 
     async def _answer_operators(self) -> None:
         async with Links(self._endpoints, client_id=self._host) as links:
-            await serve(links, host_function(self._host), Control(self.report).answer)
+            await serve(links, host_function(self._host), Control(self).answer)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from broker.endpoint import Endpoint, parse_endpoints
@@ -21,18 +24,21 @@ from broker.tls import TlsFiles
 from hosts.agent import Agent, sole_agent
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
+from hosts.chronicle import read_journal
 from hosts.config import load_config
 from hosts.facts import machine_facts, read_facts
-from hosts.lease import LeaseTiming
+from hosts.journal import Journal
+from hosts.journal_file import JOURNAL_NAME
 from hosts.plan import plan_host
 from hosts.slot import SlotTiming
-from hosts.tables import explain, print_plan
+from hosts.tables import explain, print_events, print_plan
 from schemas.config import HostConfig
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from schemas.names import HOST_PATTERN, MAX_LABELS, environment_id, is_label
 from schemas.plan import Facts, HostPlan
+from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ drain_option = click.option(
     default=DEFAULT_TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",
-    help="How long SIGTERM waits for running leases.",
+    help="How long SIGTERM waits for leases of version 1 clients; others outlive the agent.",
 )
 
 
@@ -175,8 +181,9 @@ def check(config_path: Path, as_json: bool) -> None:
 def run(config_path: Path, drain_timeout: float) -> None:
     """Converge this host to its plan and offer its environments until stopped.
 
-    SIGTERM drains: nothing new is offered, running leases may end, the VMs stay as they are; a
-    second SIGTERM ends the waiting. SIGUSR2 cordons, SIGUSR1 uncordons.
+    SIGTERM stops the agent and leaves VMs and running leases as they are: the next one goes on with
+    them, and their jobs do not notice. Only leases of version 1 clients are waited for; a second
+    SIGTERM ends that. SIGUSR2 cordons, SIGUSR1 uncordons.
 
     \b
     Example:
@@ -198,7 +205,9 @@ def run(config_path: Path, drain_timeout: float) -> None:
                     BuiltEnvironment(host_plan, env, builder, pool)
                     for env in host_plan.environments
                 ]
-                _serve(host_plan.host, endpoints, caretakers, drain_timeout, DEFAULT_TIMEOUT_S)
+                timing = SlotTiming(config.lease.terms)
+                state_dir = config.host.state_dir
+                _serve(host_plan.host, endpoints, caretakers, state_dir, drain_timeout, timing)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 drivers.close()
@@ -264,7 +273,9 @@ def destroy(config_path: Path, yes: bool) -> None:
     metavar="DIR",
     help="Where the agent keeps its state [default: $XDG_STATE_HOME/testenv].",
 )
+@click.pass_context
 def serve(
+    ctx: click.Context,
     datafile: Path,
     brokers: BrokerOptions,
     timeout: int,
@@ -276,7 +287,7 @@ def serve(
     """Offer one environment that exists already, described by DATAFILE (JSON).
 
     Needs neither root nor libvirt. The file is read again before every lease. Its agent is
-    called <this machine>-NUM.
+    called <this machine>-NUM. Of a configuration that is named with --config, [lease] is used.
 
     \b
     Example:
@@ -292,25 +303,90 @@ def serve(
         if len(set(labels)) > MAX_LABELS:
             raise ConfigError("--label", f"an environment has at most {MAX_LABELS} labels")
         name = _agent_name(number)
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        with sole_agent((state_dir or home / "testenv") / name):
+        timing = SlotTiming(_named_terms(ctx), default_timeout_s=timeout)
+        state_dir = _served_state_dir(state_dir, name)
+        with sole_agent(state_dir):
             caretaker = ReadyMade(datafile, environment_id(name, 1), number, labels)
-            _serve(name, endpoints, [caretaker], drain_timeout, timeout)
+            _serve(name, endpoints, [caretaker], state_dir, drain_timeout, timing)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print environments, leases and events.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Print the newest N events; with --json also N leases besides the live ones.",
+)
+@click.option(
+    "-n",
+    "--tenum",
+    "number",
+    metavar="NUM",
+    help="The journal of `serve -n NUM` on this machine, not of `run`.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the agent keeps its state [default: as run, or with -n as serve].",
+)
+@click.pass_obj
+def journal(
+    config_path: Path, as_json: bool, limit: int, number: str | None, state_dir: Path | None
+) -> None:
+    """Print what this host's agent remembers: grants, ends and every other transition.
+
+    Works while the agent runs, and when it is dead.
+
+    \b
+    Example:
+      testenv-host journal --limit 20
+      testenv-host journal -n 7 --json
+    """
+    with reported_errors():
+        if number is not None:
+            directory = _served_state_dir(state_dir, _agent_name(number))
+        else:
+            directory = state_dir or load_config(config_path).host.state_dir
+        chronicle = read_journal(directory / JOURNAL_NAME, limit=limit)
+    if as_json:
+        document = {
+            kind: [record._asdict() for record in records]
+            for kind, records in chronicle._asdict().items()
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        print_events(chronicle.events, _console())
 
 
 def _serve(
     name: str,
     endpoints: Sequence[Endpoint],
     caretakers: Sequence[Caretaker],
+    state_dir: Path,
     drain_timeout: float,
-    default_timeout: float,
+    timing: SlotTiming,
 ) -> None:
     async def serve_until_stopped() -> None:
-        timing = SlotTiming(lease=LeaseTiming(), default_timeout_s=default_timeout)
-        agent = Agent(name, endpoints, caretakers, drain_timeout_s=drain_timeout, timing=timing)
-        await agent.run()
+        path = state_dir / JOURNAL_NAME
+        async with Journal.open(path, now=partial(datetime.now, UTC)) as journal:
+            agent = Agent(
+                name, endpoints, caretakers, journal, drain_timeout_s=drain_timeout, timing=timing
+            )
+            await agent.run()
 
     asyncio.run(serve_until_stopped())
+
+
+def _named_terms(ctx: click.Context) -> Terms:
+    """Of the configuration, if one was named; `serve` does without."""
+    group = ctx.parent
+    if group is None or group.get_parameter_source("config_path") is ParameterSource.DEFAULT:
+        return Terms()
+    return load_config(ctx.obj).lease.terms
 
 
 def _load(config_path: Path) -> tuple[HostConfig, HostPlan]:
@@ -325,6 +401,11 @@ def _endpoints(config: HostConfig, source: Path) -> tuple[Endpoint, ...]:
         files = (config.tls.cert, config.tls.key, config.tls.ca)
         tls = TlsFiles(*(source.parent / file for file in files))
     return parse_endpoints(",".join(config.host.brokers), f"{source}: host.brokers", tls)
+
+
+def _served_state_dir(state_dir: Path | None, name: str) -> Path:
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return (state_dir or home / "testenv") / name
 
 
 def _agent_name(number: str) -> str:

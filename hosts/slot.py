@@ -3,84 +3,132 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from uuid import uuid4
+from typing import Any
 
 from broker.links import LinkSource
 from broker.worker import Assignment, Worker
+from hosts import lease_v1
 from hosts.admission import Admission
 from hosts.caretaker import Caretaker
-from hosts.lease import End, LeaseTiming, serve_lease
-from hosts.state import EFFECTS, Effect, Event, ForbiddenTransition, step
-from schemas.errors import TestenvError
+from hosts.journal import Journal, StoredLease
+from hosts.lease import End, Ending, Grant, HeldLease, secret_hash
+from hosts.reception import Reception
+from hosts.state import (
+    EFFECTS,
+    Effect,
+    Event,
+    ForbiddenTransition,
+    LeaseEvent,
+    Tenure,
+    step,
+)
+from schemas.errors import JournalError, TestenvError
 from schemas.lock import DEFAULT_TIMEOUT_S, BadLockRequest, LockRequest
-from schemas.names import lock_functions
+from schemas.names import lock_functions, random_id
 from schemas.status import EnvironmentReport, EnvState, Lease
+from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
+
+_AGENT_RESTART = "the agent has started again"
 
 
 @dataclass(frozen=True)
 class SlotTiming:
     """Seconds. `default_timeout_s`: a lease's length where the client names none.
-    `retry_s`: pause before a BROKEN environment is built again."""
+    `retry_s`: pause before a BROKEN environment is built again. `journal_retry_s`: before a
+    journal that could not be written is tried again. `v1`: what leases of version 1 add."""
 
-    lease: LeaseTiming = field(default_factory=LeaseTiming)
+    terms: Terms = field(default_factory=Terms)
+    v1: lease_v1.LeaseTiming = field(default_factory=lease_v1.LeaseTiming)
     default_timeout_s: float = DEFAULT_TIMEOUT_S
     retry_s: float = 60.0
+    journal_retry_s: float = 5.0
 
 
 @dataclass(frozen=True)
-class Grant:
-    """A lock request that was assigned to us, and the lease it gets."""
+class _Request:
+    """A lock request that was assigned to us, and what it gets."""
 
     assignment: Assignment
-    request: LockRequest
-    lease: Lease
+    asked: LockRequest
+    stored: StoredLease
+    secret: str
 
 
 class Slot:
     """Drives one environment through its states, and is its one Gearman worker.
 
-    Registered with the brokers only while READY and admitted. `run` returns after the admission
-    has been stopped and the lease that ran, if any, is over.
+    Registered with the brokers only while READY and admitted. What the journal remembers is gone
+    on with: a live lease is kept, a dirty environment is turned over. `run` returns after the
+    admission has been stopped; a lease that runs then is left to the next agent.
     """
 
     def __init__(
         self,
         caretaker: Caretaker,
         links: LinkSource,
+        reception: Reception,
+        journal: Journal,
         admission: Admission,
         timing: SlotTiming,
     ) -> None:
         self._caretaker = caretaker
-        self._links = links
+        self._reception = reception
+        self._journal = journal
         self._worker = Worker(links, lock_functions(caretaker.labels))
         self._admission = admission
         self._timing = timing
         self._generation = 0
-        self._grant: Grant | None = None
+        self._request: _Request | None = None
+        self._stored: StoredLease | None = None
+        self._held: HeldLease | None = None
         self._reason = ""
         self._state = EnvState.BUILDING
-        self._since = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._notes: set[asyncio.Future[None]] = set()
+
+    @property
+    def id(self) -> str:
+        return self._caretaker.id
 
     @property
     def leased(self) -> bool:
         return self._state is EnvState.LEASED
 
+    @property
+    def outlives_agent(self) -> bool:
+        """Whether the lease that runs can be left to the next agent."""
+        return self._held is not None
+
+    @property
+    def lease(self) -> Lease | None:
+        """The one that runs now."""
+        return self._stored.lease if self._stored else None
+
     def report(self) -> EnvironmentReport:
         """The slot as it is now."""
         return EnvironmentReport(
-            id=self._caretaker.id,
+            id=self.id,
             state=self._state,
             reason=self._reason,
-            since_s=round(asyncio.get_running_loop().time() - self._since, 1),
+            since_s=round(self._loop.time() - self._since, 1),
             cordoned=self._admission.cordoned,
             labels=self._caretaker.labels,
-            lease=self._grant.lease if self._grant else None,
+            lease=self.lease,
+            lease_state=self._held.state.value if self._held else "",
         )
+
+    def revoke(self, reason: str) -> bool:
+        """Have the running lease's client end its command; False if there is none to be told."""
+        if self._held is None:
+            return False
+        self._held.tell_to_end(reason)
+        return True
 
     async def run(self) -> None:
         """Live until the admission is stopped. Never raises for a broken environment."""
@@ -91,93 +139,192 @@ class Slot:
             Effect.TURN_OVER: self._turn_over,
             Effect.WAIT: self._wait_for_retry,
         }
+        await self._remember()
         effect = EFFECTS[self._state]
         while True:
             event = await acts[effect]()
             if event is None:
                 return
-            self._state, effect = step(self._state, event)
-            self._since = asyncio.get_running_loop().time()
-            if self._state is not EnvState.LEASED:  # of that the lease itself tells
-                log.info("%s is %s%s", self._caretaker.id, self._state,
-                         f": {self._reason}" if self._reason else "")  # fmt: skip
+            before = self._state
+            self._state, effect = step(before, event)
+            self._since = self._loop.time()
+            if EnvState.LEASED in (before, self._state):
+                continue  # the grant and the end of a lease are journalled with it
+            await self._journal.move(self.id, self._state, self._reason)
+            log.info("%s is %s%s", self.id, self._state,
+                     f": {self._reason}" if self._reason else "")  # fmt: skip
+
+    async def _remember(self) -> None:
+        """Go on where the last agent has ended."""
+        remembered = await self._journal.remembered(self.id)
+        self._generation = remembered.generation
+        if remembered.live:
+            self._state, self._stored = EnvState.LEASED, remembered.live
+            log.info("%s: lease %s goes on", self.id, remembered.live.lease.id)
+        elif remembered.state is EnvState.DIRTY:
+            self._state = EnvState.DIRTY
 
     async def _build(self) -> Event:
-        return await self._attempt(self._caretaker.build, Event.BUILT)
+        return await self._attempt(Event.BUILT, self._caretaker.build)
 
     async def _turn_over(self) -> Event:
-        return await self._attempt(self._caretaker.turn_over, Event.TURNED_OVER)
+        return await self._attempt(
+            Event.TURNED_OVER, self._caretaker.fence, self._caretaker.turn_over
+        )
 
-    async def _attempt(self, act: Callable[[], Awaitable[None]], done: Event) -> Event:
+    async def _attempt(self, done: Event, *acts: Callable[[], Awaitable[None]]) -> Event:
         try:
-            await act()
+            for act in acts:
+                await act()
         except TestenvError as error:
             self._reason = str(error)
             return Event.FAILED
         except Exception as error:
-            log.exception("%s: a defect of the agent or its drivers", self._caretaker.id)
+            log.exception("%s: a defect of the agent or its drivers", self.id)
             self._reason = f"internal error: {error!r}"
             return Event.FAILED
         self._reason = ""
         return done
 
     async def _wait_for_retry(self) -> Event | None:
+        return None if await self._stopped_within(self._timing.retry_s) else Event.RETRY
+
+    async def _stopped_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timing.retry_s):
+            async with asyncio.timeout(seconds):
                 await self._admission.stopped.wait()
-        return None if self._admission.stopped.is_set() else Event.RETRY
+        return self._admission.stopped.is_set()
 
     async def _offer(self) -> Event | None:
         """Be registered until a usable request comes; None when the agent stops."""
         while await self._admission.admitted():
+            if not await self._can_journal():
+                continue
             assignment = await self._worker.take(self._admission.closed)
             if assignment is None:
                 continue
             try:
-                request = LockRequest.parse(assignment.arguments)
+                asked = LockRequest.parse(assignment.arguments)
             except BadLockRequest as bad:
-                log.warning("%s: a lock request was refused: %s", self._caretaker.id, bad)
+                log.warning("%s: a lock request was refused: %s", self.id, bad)
                 assignment.fail()
                 continue
-            lease = self._new_lease(request, assignment.submitter)
-            self._grant = Grant(assignment, request, lease)
+            self._request = self._granted(assignment, asked)
+            self._stored = self._request.stored
             return Event.GRANTED
         return None
 
-    async def _serve(self) -> Event:
-        if self._grant is None:
-            raise ForbiddenTransition(self._state, Event.GRANTED)
-        assignment, request, lease = (
-            self._grant.assignment,
-            self._grant.request,
-            self._grant.lease,
-        )
+    async def _can_journal(self) -> bool:
+        """Whether a lease could be journalled; if not, wait a while, and say why."""
+        if not self._journal.pending and not self._reason:
+            return True
         try:
-            data = self._caretaker.data_file(lease)
-            end = await serve_lease(
-                assignment, request, lease, data, self._links, self._timing.lease
-            )
+            await self._journal.probe()
+        except JournalError as error:
+            self._reason = str(error)
+            await self._stopped_within(self._timing.journal_retry_s)
+            return False
+        self._reason = ""
+        return True
+
+    def _granted(self, assignment: Assignment, asked: LockRequest) -> _Request:
+        self._generation += 1
+        secret = random_id()
+        lease = Lease(
+            id=random_id(),
+            environment=self.id,
+            generation=self._generation,
+            holder=asked.holder,
+            submitter=assignment.submitter,
+            granted=datetime.now(UTC),
+            timeout_s=asked.timeout_s or self._timing.default_timeout_s,
+        )
+        stored = StoredLease(lease, asked.job, asked.callback, asked.version, secret_hash(secret))
+        return _Request(assignment, asked, stored, secret)
+
+    async def _serve(self) -> Event | None:
+        """Until the lease is over; None if it is left to the next agent."""
+        request, self._request = self._request, None
+        stored = self._stored
+        if stored is None:
+            raise ForbiddenTransition(self._state, Event.GRANTED)
+        try:
+            ending = await (self._serve_new(request) if request else self._serve_old(stored))
         except Exception:
             # A defect here must not end the other environments' leases. Whether this one's client
             # runs is unknown now; that it does not is certain only at the lease's own end.
-            log.exception("%s: lease %s failed", self._caretaker.id, lease.id)
+            log.exception("%s: lease %s failed", self.id, stored.lease.id)
             self._reason = "internal error; kept until its lease's timeout"
-            await asyncio.sleep(lease.timeout_s + self._timing.lease.margin_s)
-            assignment.fail()
-            end = End.TIMED_OUT
-        held_s = asyncio.get_running_loop().time() - self._since
-        log.info("%s: lease %s ended after %.1f s: %s", self._caretaker.id, lease.id, held_s, end)
-        self._grant = None
-        return Event.LEASE_ENDED
+            await asyncio.sleep(stored.lease.timeout_s + self._timing.terms.margin_s)
+            if request:
+                request.assignment.fail()
+            ending = Ending("internal error", touched=True)
+        finally:
+            self._held = None
+        if ending is None:
+            return None
+        held_s = self._loop.time() - self._since
+        log.info("%s: lease %s ended after %.1f s: %s",
+                 self.id, stored.lease.id, held_s, ending.reason)  # fmt: skip
+        self._stored = None
+        if ending.reason == End.NOT_JOURNALLED:
+            return Event.UNTOUCHED
+        after = EnvState.DIRTY if ending.touched else EnvState.READY
+        await self._journal.end(stored.lease.id, self.id, after, ending.reason)
+        return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
 
-    def _new_lease(self, request: LockRequest, submitter: str) -> Lease:
-        self._generation += 1
-        return Lease(
-            id=uuid4().hex,
-            environment=self._caretaker.id,
-            generation=self._generation,
-            holder=request.holder,
-            submitter=submitter,
-            granted=datetime.now(UTC),
-            timeout_s=request.timeout_s or self._timing.default_timeout_s,
-        )
+    async def _serve_new(self, request: _Request) -> Ending | None:
+        stored, terms = request.stored, self._timing.terms
+        data = self._caretaker.data_file(stored.lease, request.secret, terms)
+        granting = self._journal.grant(stored)
+        if request.asked.version == 1:
+            await granting
+            return await lease_v1.serve_lease(
+                request.assignment, request.asked, stored.lease, data, self._timing.v1
+            )
+        self._held = self._keep(stored, Tenure.offered(terms, self._loop.time()))
+        ending = await self._unless_leaving(self._held.offer(request.assignment, data, granting))
+        if ending and ending.reason == End.NOT_JOURNALLED:
+            self._reason = "no lease can be journalled"
+        return ending
+
+    async def _serve_old(self, stored: StoredLease) -> Ending | None:
+        """Keep a lease of an earlier agent. A client of version 1 can't come back."""
+        lease = stored.lease
+        await self._journal.note(self.id, _AGENT_RESTART, lease=lease.id)
+        tenure = Tenure.restored(self._timing.terms, self._loop.time())
+        if stored.version == 1:
+            left_s = self._time_left(lease) + self._timing.terms.margin_s
+            tenure = replace(tenure, due=self._loop.time() + left_s)
+        self._held = self._keep(stored, tenure)
+        return await self._unless_leaving(self._held.resume())
+
+    async def _unless_leaving(self, keeping: Coroutine[Any, Any, Ending]) -> Ending | None:
+        """The lease's end; None if the agent leaves before, which the lease outlives."""
+        kept = asyncio.ensure_future(keeping)
+        leaving = asyncio.ensure_future(self._admission.leaving.wait())
+        try:
+            await asyncio.wait((kept, leaving), return_when=asyncio.FIRST_COMPLETED)
+            return kept.result() if kept.done() else None
+        finally:
+            leaving.cancel()
+            kept.cancel()
+            await asyncio.gather(kept, leaving, return_exceptions=True)
+
+    def _keep(self, stored: StoredLease, tenure: Tenure) -> HeldLease:
+        lease = stored.lease
+        left_s = self._time_left(lease) + self._timing.terms.margin_s
+        grant = Grant(lease, stored.callback, stored.secret_hash)
+        return HeldLease(grant, tenure, self._loop.time() + left_s, self._reception, self._note)
+
+    def _time_left(self, lease: Lease) -> float:
+        """Seconds until the client should have ended, by the wall clock, which may have jumped."""
+        passed_s = (datetime.now(UTC) - lease.granted).total_seconds()
+        return min(max(0.0, lease.timeout_s - passed_s), lease.timeout_s)
+
+    def _note(self, event: LeaseEvent, reason: str) -> None:
+        """Journal what happens to the lease, in its own time."""
+        if stored := self._stored:
+            note = self._journal.note(self.id, event, lease=stored.lease.id, reason=reason)
+            self._notes.add(task := asyncio.ensure_future(note))
+            task.add_done_callback(self._notes.discard)

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from schemas.names import HOST_PATTERN, LABEL_PATTERN, MAX_LABELS
+from schemas.terms import Terms
 
 Label = Annotated[str, StringConstraints(pattern=LABEL_PATTERN)]
 HostName = Annotated[str, StringConstraints(pattern=HOST_PATTERN)]
@@ -53,6 +54,34 @@ class TlsSection(_Section):
     key: Path
     ca: Path
     """Who signs the brokers' certificates."""
+
+
+class LeaseSection(_Section):
+    """The times of a lease, in seconds; docs/leases.md says what each is for."""
+
+    beat_s: float = Field(default=Terms().beat_s, ge=0.05, le=60)
+    ttl_s: float = Field(default=Terms().ttl_s, ge=1, le=3600)
+    margin_s: float = Field(default=Terms().margin_s, ge=0.2, le=3600)
+    reattach_s: float = Field(default=Terms().reattach_s, ge=0.5, le=3600)
+    untaken_s: float = Field(default=Terms().untaken_s, ge=0.5, le=60)
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Self:
+        if self.ttl_s < 4 * self.beat_s:
+            raise ValueError(f"ttl_s must be at least 4 beats ({4 * self.beat_s:g})")
+        if self.margin_s < self.ttl_s / 10:
+            raise ValueError(
+                f"margin_s must be at least a tenth of ttl_s ({self.ttl_s / 10:g}): clocks differ"
+            )
+        most_s = self.ttl_s + self.margin_s
+        if self.reattach_s > most_s:
+            raise ValueError(f"reattach_s must be at most ttl_s + margin_s ({most_s:g})")
+        return self
+
+    @property
+    def terms(self) -> Terms:
+        """The same, for the code."""
+        return Terms(**self.model_dump())
 
 
 class HypervisorSection(_Section):
@@ -168,6 +197,7 @@ class HostConfig(_Section):
     host: HostSection = Field(default_factory=HostSection)
     tls: TlsSection | None = None
     """None: brokers are spoken to in plain text."""
+    lease: LeaseSection = LeaseSection()
     hypervisor: HypervisorSection = HypervisorSection()
     switch: SwitchSection = SwitchSection()
     public: PublicSection = PublicSection()

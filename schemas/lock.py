@@ -9,7 +9,12 @@ import json
 from typing import Any, NamedTuple
 
 from schemas.errors import OfferRefused
-from schemas.names import MAX_FUNCTION, host_of_function, is_lock_function
+from schemas.names import (
+    LEASE_FUNCTION_PREFIX,
+    MAX_FUNCTION,
+    host_of_function,
+    is_lock_function,
+)
 
 DEFAULT_TIMEOUT_S = 10800
 """How long a lease lasts where neither side says otherwise; toci's default, three hours."""
@@ -38,23 +43,26 @@ class LockRequest(NamedTuple):
     """One client's wish for one environment.
 
     `timeout_s`: how long the client may hold it, None to leave that to the agent.
-    `holder`: who asks, for people to read.
-    `stops_within_s`: the client's promise that its command is dead this many seconds after its
-    broker connection broke, its lock request ended, or a loss notice reached it; None for a v1
-    client, which promises nothing.
+    `holder` and `job`: who asks, and for which job, for people to read.
+    `version`: 2 for a client that acks, beats and re-attaches (schemas/legs.py), 1 for toci's.
     """
 
     callback: str
     timeout_s: float | None = None
     holder: str = ""
-    stops_within_s: float | None = None
+    job: str = ""
+    version: int = 1
 
     def dump(self) -> bytes:
         """The job's arguments, readable by toci's own worker."""
         document: dict[str, Any] = {"callback_name": self.callback}
         if self.timeout_s is not None:
             document["timeout"] = str(int(self.timeout_s))
-        document["testenv"] = {"holder": self.holder, "stops_within_s": self.stops_within_s}
+        document["testenv"] = {
+            "version": self.version,
+            "holder": self.holder,
+            "job": self.job,
+        }
         return json.dumps(document).encode()
 
     @classmethod
@@ -64,7 +72,7 @@ class LockRequest(NamedTuple):
         Raises BadLockRequest if no callback is named or the timeout is not a positive number.
         """
         try:
-            document = _load(arguments)
+            document = load(arguments)
         except ValueError as exc:
             raise BadLockRequest(f"arguments are not JSON: {exc}") from exc
         if not isinstance(document, dict):
@@ -74,15 +82,18 @@ class LockRequest(NamedTuple):
             raise BadLockRequest("no callback_name that a broker would take")
         ours = document.get("testenv")
         ours = ours if isinstance(ours, dict) else {}
+        version = ours.get("version")
         return cls(
             callback=callback,
             timeout_s=_seconds(document, "timeout", MAX_TIMEOUT_S),
             holder=_for_people(ours.get("holder"), document.get("job_identifier"), callback),
-            stops_within_s=_seconds(ours, "stops_within_s", MAX_KILL_AFTER_S + 100),
+            job=_for_people(ours.get("job"), document.get("job_identifier"), callback),
+            # Of what a later version adds, an agent of this one is not asked.
+            version=2 if isinstance(version, int) and version >= 2 else 1,
         )
 
 
-def _load(data: bytes) -> Any:
+def load(data: bytes) -> Any:
     """JSON from a stranger. Raises ValueError, also for what is nested too deeply to be read."""
     try:
         return json.loads(data)
@@ -94,7 +105,9 @@ def _can_be_called(callback: str) -> bool:
     """Whether `callback` may be a client's function: a name that brokers take, and no agent's."""
     if not callback.isprintable() or not 0 < len(callback.encode()) <= MAX_FUNCTION:
         return False
-    return not is_lock_function(callback) and host_of_function(callback) is None
+    if callback.startswith(LEASE_FUNCTION_PREFIX) or is_lock_function(callback):
+        return False
+    return host_of_function(callback) is None
 
 
 def _for_people(*names: object) -> str:
@@ -122,29 +135,10 @@ def parse_offer(data: bytes) -> dict[str, Any]:
     Raises OfferRefused: toci's workers put error texts in the data file's place.
     """
     try:
-        document = _load(data)
+        document = load(data)
     except ValueError as exc:
         start = data[:80].decode(errors="replace").strip()
         raise OfferRefused(f"its data is not JSON: {start!r}" if start else "no data file") from exc
     if not isinstance(document, dict) or not document:
         raise OfferRefused("its data is not a JSON object with keys")
     return document
-
-
-def loss_notice(lease_id: str) -> bytes:
-    """The argument of a callback job that is no offer: it tells a client its lease is lost.
-
-    Only for clients that promise (`stops_within_s`); a v1 client would take it for a data file.
-    """
-    return json.dumps({"testenv": {"lost": lease_id}}).encode()
-
-
-def lost_lease(data: bytes) -> str | None:
-    """The lease that a callback job's argument says is lost, or None if it is an offer."""
-    try:
-        document = _load(data)
-    except ValueError:
-        return None
-    ours = document.get("testenv") if isinstance(document, dict) else None
-    lost = ours.get("lost") if isinstance(ours, dict) else None
-    return lost if isinstance(lost, str) else None

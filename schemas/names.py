@@ -11,6 +11,9 @@ LOCK_FUNCTION = "lockenv"
 HOST_FUNCTION_PREFIX = "host."
 """An agent answers operators on `host.<name>`; the broker's status is the fleet's registry."""
 
+LEASE_FUNCTION_PREFIX = "lease_"
+"""An agent serves `lease_<id>` for every live lease: how a client finds it again."""
+
 MAX_FUNCTION = 512
 """gearmand 1.1.20's limit, in bytes; ours too."""
 
@@ -31,6 +34,11 @@ def random_id() -> str:
 def callback_function(jobnum: str) -> str:
     """The function through which an agent reaches the client that asked as `jobnum`."""
     return f"callback_{jobnum}"
+
+
+def lease_function(lease_id: str) -> str:
+    """The function through which a client reaches the agent of its lease."""
+    return f"{LEASE_FUNCTION_PREFIX}{lease_id}"
 
 
 def host_function(host: str) -> str:

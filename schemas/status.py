@@ -59,6 +59,8 @@ class EnvironmentReport(_Wire):
     cordoned: bool = False
     labels: tuple[str, ...] = ()
     lease: Lease | None = None
+    lease_state: str = ""
+    """The lease as the host sees it: offered, active, suspect or ending; empty in version 1."""
 
 
 class HostReport(_Wire):
@@ -72,6 +74,17 @@ class HostReport(_Wire):
 
 
 class OperatorRequest(_Wire):
-    """What `testenv` asks of an agent."""
+    """What `testenv` asks of an agent.
 
-    op: Literal["status"]
+    `revoke` names an environment or a lease in `target`; its answer is a Revoked.
+    """
+
+    op: Literal["status", "revoke"]
+    target: str = ""
+    reason: str = ""
+
+
+class Revoked(_Wire):
+    """The lease whose client is being told to end its command."""
+
+    lease: Lease

@@ -1,223 +1,256 @@
-"""Ask a broker for an environment, and wait until one is offered."""
+"""Ask a broker for an environment, and wait until one is ours, whatever happens to the broker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
 
-from broker.client import JobResult, JobStatus, Outcome, SubmittedJob, submit
+from broker.client import Outcome, Progress, ProgressKind, SubmittedJob, first_link
 from broker.endpoint import Endpoint
-from broker.link import Link
-from broker.links import OneLink
-from broker.worker import Assignment, Worker
-from schemas.errors import BrokerError, ConnectionLost, NoEnvironment
-from schemas.lock import LockRequest, lost_lease
-from schemas.names import host_of_function
+from broker.worker import Assignment
+from schemas.errors import BrokerUnreachable, ConnectionLost, OfferRefused, RequestRefused
+from schemas.legs import Offered, Resume, is_confirmation
+from schemas.lock import LockRequest, parse_offer
 from testenv.errors import RequestFailed
+from testenv.guard import boottime
+from testenv.line import Inbox, Line, Message, News, decline, describe_end
+from testenv.state import LeaseEvent, Tenure
 from testenv.talk import Talk
-
-if TYPE_CHECKING:
-    from broker.admin import FunctionStatus
-
-_HOST_WATCH_S = 5.0
-_NEXT_CALL_S = 0.02
-_FIRST_NEWS_S = 2.0
-_NEWS_S = 30.0
-_LIVE_NEWS_S = 2.0
-_STATUS_S = 2.0
-_WITHDRAW_S = 1.0
 
 T = TypeVar("T")
 
+RECONNECT_S = 600.0
+"""How long a client that has waited at a broker waits for one to come back."""
 
-class Lock:
-    """One lock request, on one link.
+_SILENCE_S = 1.0
+_LOOK_S = 3.0
+"""How often a broker is asked whether it still has our request."""
 
-    `offer` is the first offer. All others are declined at once: a broker may requeue a lock
-    request, and another agent should not wait for a client that has its environment already.
-    `ended` is the end of the request; it raises ConnectionLost. `lost` is the reason why `lease`
-    (the held lease's id, set by who takes the offer) is lost although the request goes on.
+_QUICK_S = 1.0
+_PAUSES_S = (0.05, 0.2, 1.0, 2.0, 5.0)
+"""Before asking again, each time a request has failed within _QUICK_S; then it is given up."""
+
+
+class Wish(NamedTuple):
+    """What is asked for, where, and how patiently.
+
+    `unique` names the request to brokers, the same one each time. `words`: more about it, for
+    people.
     """
 
-    offer: asyncio.Future[Assignment]
-    ended: asyncio.Task[JobResult]
-    lost: asyncio.Future[str]
+    brokers: Sequence[Endpoint]
+    client_id: str
+    function: str
+    request: LockRequest
+    unique: str
+    connect_timeout_s: float
+    words: str = ""
 
-    def __init__(self, link: Link, function: str, worker: Worker) -> None:
-        self.link = link
-        self.function = function
-        self._worker = worker
+
+class Acquired(NamedTuple):
+    """An environment that is ours. `offered` and `tenure` are None where its host speaks version 1.
+
+    `job` is the lock leg's, `call` the callback leg's. `since`: when it was offered.
+    """
+
+    line: Line
+    job: SubmittedJob
+    call: Assignment
+    document: dict[str, Any]
+    since: float
+    offered: Offered | None = None
+    tenure: Tenure | None = None
+
+
+class _TryAgain(Exception):
+    """The request has ended without an environment, and nothing speaks against another."""
+
+
+class Acquisition:
+    """One client's wait. Made in the event loop; `acquired` is its one use.
+
+    Its lines belong to `stack`, and so does the one in Acquired.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        inbox: Inbox,
+        stack: AsyncExitStack,
+        grace_s: float,
+        talk: Talk,
+        on_asked: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_asked` is called once, when a broker has the request for the first time."""
+        self._wish = wish
+        self._inbox = inbox
+        self._stack = stack
+        self._grace_s = grace_s
+        self._talk = talk
+        self._on_asked = on_asked
+        self._was_asked = False
+        self._clock = asyncio.get_running_loop().time
+        self._reach_by: float | None = self._clock() + wish.connect_timeout_s
+        """When there is no more hope to reach a broker; None while one has our request."""
+        self.line: Line | None = None
         self.job: SubmittedJob | None = None
-        """The request, as soon as the broker has it."""
-        self.lease: str | None = None
-        loop = asyncio.get_running_loop()
-        self.offer = loop.create_future()
-        self.lost = loop.create_future()
+        """The request, while a broker has it."""
 
-    async def serve_offers(self) -> None:
-        """Answer all calls: take the first offer, decline the rest. Ends with the link."""
-        with suppress(ConnectionLost):
-            while call := await self._worker.take():
-                if lease := lost_lease(call.arguments):
-                    call.complete()
-                    if lease == self.lease:
-                        self._lose("the environment's host has lost it, and says so")
-                elif self.offer.done():
-                    _decline(call)
-                else:
-                    self.offer.set_result(call)
-                    # The next call can wait until the command runs; the command should not.
-                    await asyncio.sleep(_NEXT_CALL_S)
+    async def acquired(self) -> Acquired:
+        """Wait for an environment. A lost broker, or a host that fails, only means to ask again.
 
-    async def situation(self) -> str:
-        """Why one waits, in words, as far as the broker tells."""
-        place = await self._place()
-        if place and place.numerator > 1:
-            return describe_place(place)
-        # Whoever is first in a queue asks for all in it why nothing comes: a broker's status
-        # takes a connection, lists every function, and is not for everybody.
-        status = await situation(self.link.endpoint, self.function)
-        if place is None:
-            return status or f"broker {self.link.endpoint} does not tell its status"
-        return "; ".join(part for part in (status, describe_place(place)) if part)
+        Raises BrokerUnreachable if none is reached in time, OfferRefused, and RequestFailed when a
+        host refuses, or requests end as soon as they are made.
+        """
+        failures = 0
+        while True:
+            asked = self._clock()
+            try:
+                return await self._ask()
+            except _TryAgain as failure:
+                why = str(failure)
+            except ConnectionLost as lost:
+                self._lost(lost)
+                await asyncio.sleep(_PAUSES_S[0])
+                continue
+            failures = failures + 1 if self._clock() - asked < _QUICK_S else 1
+            if failures > len(_PAUSES_S):
+                raise RequestFailed(self._wish.function, why)
+            await asyncio.sleep(_PAUSES_S[failures - 1])
 
-    async def _place(self) -> JobStatus | None:
-        """Of the request in its queue; None if the broker does not tell."""
-        if self.job is None:
+    async def _ask(self) -> Acquired:
+        """One request, from its submission to an environment. Raises _TryAgain, ConnectionLost."""
+        wish = self._wish
+        line = await self._connected()
+        try:
+            self.job = await line.submit(wish.function, wish.request.dump(), wish.unique)
+        except RequestRefused as refusal:
+            raise _TryAgain(str(refusal)) from refusal
+        if self._reach_by is not None:
+            self._reach_by = None
+            if not self._was_asked:
+                self._was_asked = True
+                self._on_asked()
+            self._talk.say(f"waiting for {wish.function} at {line.link.endpoint}{wish.words}")
+        try:
+            while True:
+                message = await self._next_or_look(line, self.job)
+                if message.news is News.CALL and (found := await self._take(line, message.value)):
+                    return found
+        except (_TryAgain, ConnectionLost):
+            self.job = None
+            raise
+
+    async def _connected(self) -> Line:
+        """The line that we have, or a new one."""
+        if self.line and not self.line.link.is_lost:
+            return self.line
+        wish = self._wish
+        patience_s = RECONNECT_S if self._reach_by is None else self._reach_by - self._clock()
+        async with running(self._tell_silence(patience_s)):
+            link = await first_link(
+                wish.brokers,
+                wish.client_id,
+                max(0.0, patience_s),
+                persist=True,
+                # A lone broker is asked at once: whether it lives, its answer shows.
+                greeted=len(wish.brokers) > 1,
+            )
+        self.line = await self._stack.enter_async_context(
+            Line(link, wish.request.callback, self._inbox)
+        )
+        return self.line
+
+    async def _tell_silence(self, patience_s: float) -> None:
+        await asyncio.sleep(_SILENCE_S)
+        brokers = ", ".join(map(str, self._wish.brokers))
+        self._talk.say(f"no broker answers yet at {brokers}; trying for {patience_s:.0f} s")
+
+    def _lost(self, lost: ConnectionLost) -> None:
+        """The broker is lost: ask another, or the same when it is back.
+
+        Raises `lost` again if the broker has refused us, BrokerUnreachable if it is time.
+        """
+        if isinstance(lost.__cause__, RequestRefused):
+            raise lost
+        if self._reach_by is None:
+            self._reach_by = self._clock() + RECONNECT_S
+            self._talk.say(f"{lost}; asking again")
+        elif self._clock() >= self._reach_by:
+            raise BrokerUnreachable([(lost.address, lost.why)]) from lost
+
+    async def _next_or_look(self, line: Line, job: SubmittedJob) -> Message:
+        """As `_next`; raises _TryAgain also when the broker has forgotten the request.
+
+        gearmand adds one that is made again to the same one of a lost connection, which it then
+        drops.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    return await self._next(line)
+            except TimeoutError:
+                if not (await job.status()).known:
+                    raise _TryAgain("the broker has forgotten it") from None
+
+    async def _next(self, line: Line) -> Message:
+        """The next message that matters to a request on `line`.
+
+        Raises _TryAgain when the request is over, RequestFailed if it is refused, ConnectionLost.
+        """
+        while True:
+            message = await self._inbox.get()
+            if message.line is not line or message.is_stale:
+                continue
+            match message.news:
+                case News.LOST:
+                    lost: ConnectionLost = message.value
+                    raise ConnectionLost(lost.address, lost.why) from lost.__cause__
+                case News.ENDED if message.value.outcome is Outcome.EXCEPTION:
+                    raise RequestFailed(self._wish.function, describe_end(message.value))
+                case News.ENDED:
+                    raise _TryAgain(describe_end(message.value))
+            return message
+
+    async def _take(self, line: Line, call: Assignment) -> Acquired | None:
+        """Take an offer, and wait for its host to confirm; None if it is none, or comes to none."""
+        job, since = self.job, boottime()
+        if job is None or Resume.parse(call.arguments):
+            decline(call)
             return None
         try:
-            async with asyncio.timeout(_STATUS_S):
-                status = await self.job.status()
-        except (ConnectionLost, TimeoutError):
-            return None  # if it is lost, `ended` tells
-        return status if status.known and not status.running and status.denominator else None
-
-    async def watch_host(self, job: SubmittedJob) -> None:
-        """Notice that the host of a taken offer is gone.
-
-        gearmand 1.1.20 puts the request of a host that died back into its queue, and tells nobody.
-        """
-        with suppress(ConnectionLost):
-            await asyncio.shield(self.offer)
-            while True:
-                await asyncio.sleep(_HOST_WATCH_S)
-                if not (await job.status()).running:
-                    break
-            self._lose("the environment's host is gone")
-
-    def _lose(self, why: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(why)
-
-    async def first_offer(self) -> Assignment:
-        """Wait for it. Raises RequestFailed or ConnectionLost when there will be none."""
-        await any_of(self.offer, self.ended)
-        if not self.offer.done():
-            raise RequestFailed(self.function, describe_end(self.ended.result()))
-        return self.offer.result()
-
-    async def withdraw(self) -> None:
-        """Decline whatever has been offered and was not completed; the last to be called."""
-        if self.offer.done():
-            _decline(self.offer.result())
-        over = asyncio.Event()
-        over.set()
-        with suppress(ConnectionLost, TimeoutError):
-            async with asyncio.timeout(_WITHDRAW_S):
-                while late := await self._worker.take(over):
-                    _decline(late)
-
-
-def _decline(offer: Assignment) -> None:
-    """Give back what nobody has touched. WORK_FAIL is what a lost client looks like."""
-    offer.exception(b"declined")
-
-
-@asynccontextmanager
-async def lock_requested(
-    link: Link, function: str, request: LockRequest, unique: str
-) -> AsyncIterator[Lock]:
-    """A lock request for as long as the context lasts; `unique` names it to the broker.
-
-    The callback is registered before the request is sent, so that an agent never finds nobody.
-    Raises ConnectionLost, RequestRefused.
-    """
-    lock = Lock(link, function, Worker(OneLink(link), [request.callback]))
-    try:
-        async with running(lock.serve_offers()):
-            await asyncio.sleep(0)  # its first step registers the callback
-            job = lock.job = await submit(link, function, request.dump(), unique=unique)
-            async with running(job.result()) as lock.ended, running(lock.watch_host(job)):
-                yield lock
-    finally:
-        await lock.withdraw()
-
-
-async def wait_for_offer(lock: Lock, wait_timeout_s: float | None, talk: Talk) -> Assignment:
-    """Wait, telling every now and then what for.
-
-    Raises NoEnvironment after `wait_timeout_s` seconds (None: wait for ever), RequestFailed,
-    ConnectionLost.
-    """
-    async with running(_tell_news(lock, talk)):
+            document = parse_offer(call.arguments)
+        except OfferRefused:
+            decline(call)
+            raise
+        offered = Offered.of(document)
+        if offered is None:
+            return Acquired(line, job, call, document, since)
+        call.status(1, 0)
+        tenure = Tenure.acked(offered.terms, self._grace_s, since)
         try:
-            async with asyncio.timeout(wait_timeout_s):
-                return await lock.first_offer()
-        except TimeoutError as exc:
-            news = await lock.situation()
-            raise NoEnvironment(lock.function, wait_timeout_s or 0, news) from exc
+            async with asyncio.timeout(tenure.due - since):
+                await self._confirmed(line, offered)
+        except TimeoutError:
+            decline(call)
+            return None
+        except BaseException:  # a signal too: whoever offered should not wait for us
+            decline(call)
+            raise
+        tenure = tenure.after(LeaseEvent.CONFIRMED, boottime(), sent=since)
+        return Acquired(line, job, call, document, since, offered, tenure)
+
+    async def _confirmed(self, line: Line, offered: Offered) -> None:
+        while True:
+            message = await self._next(line)
+            if message.news is News.CALL:
+                decline(message.value)
+            elif _confirms(message.value, offered.id):
+                return
 
 
-async def _tell_news(lock: Lock, talk: Talk) -> None:
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await asyncio.sleep(_FIRST_NEWS_S)
-    while True:
-        news = await lock.situation()
-        talk.say_in_place(f"waiting for {loop.time() - start:.0f} s: {news}")
-        await asyncio.sleep(_LIVE_NEWS_S if talk.is_live else _NEWS_S)
-
-
-async def situation(endpoint: Endpoint, function: str) -> str:
-    """What the broker's status says of `function`, in words; nothing if it does not tell."""
-    from broker import admin  # who waits has the time; who need not, does without
-
-    try:
-        rows = await admin.status(endpoint, timeout=_STATUS_S)
-    except BrokerError:
-        return ""
-    return describe_queue(function, rows)
-
-
-def describe_place(place: JobStatus) -> str:
-    """Where a queued request is, for a person who waits."""
-    return f"place {place.numerator} of {place.denominator} in the queue"
-
-
-def describe_queue(function: str, rows: "Sequence[FunctionStatus]") -> str:
-    """What the broker's status says of `function`, for a person who waits for it."""
-    row = next((row for row in rows if row.name == function), None)
-    if row is None or row.workers == 0:
-        hosts = sum(1 for row in rows if host_of_function(row.name) and row.workers)
-        if not hosts:
-            return f"no environment is registered for {function}"
-        # All may be leased under other labels, or in turnover, or broken, or cordoned.
-        return f"no environment is ready for {function}; see testenv status"
-    leased = "all leased" if row.running >= row.workers else f"{row.running} leased"
-    environments = f"{row.workers} environment{'s' if row.workers != 1 else ''}"
-    requests = f"{row.queued} request{'s' if row.queued != 1 else ''}"
-    return f"{environments}, {leased}; {requests} waiting"
-
-
-def describe_end(result: JobResult) -> str:
-    """How a lock request ended, in words that begin with what the environment's host did."""
-    match result.outcome:
-        case Outcome.COMPLETE:
-            return "the environment's host ended the lease"
-        case Outcome.FAIL:
-            return "the environment's host failed or is gone"
-        case Outcome.EXCEPTION:
-            return f"the environment's host says: {result.data.decode(errors='replace')}"
+def _confirms(progress: Progress, lease_id: str) -> bool:
+    return progress.kind is ProgressKind.DATA and is_confirmation(progress.data, lease_id)
 
 
 async def any_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:

@@ -2,16 +2,20 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from broker.options import BrokerOptions, broker_options
-from schemas.errors import TestenvError
+from schemas.errors import ConfigError, TestenvError
 from schemas.names import LOCK_FUNCTION, UNVERIFIED
 from schemas.status import EnvironmentReport, Lease
-from testenv.fleet import Fleet, look
+from testenv.fleet import Fleet, find_lease, look, revoke
+
+_MAX_REASON = 200
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +26,7 @@ def main() -> None:
     \b
     Example:
       testenv status -b broker-1:4730,broker-2:4730
+      testenv revoke te-host-01/3 --reason "te-host-01 gets a new disk"
     """
 
 
@@ -36,15 +41,70 @@ def status(brokers: BrokerOptions, as_json: bool) -> None:
       testenv status
       testenv status --json | jq '.queues[] | {function, waiting}'
     """
-    try:
+    with _reported_errors():
         fleet = asyncio.run(look(brokers.endpoints()))
-    except TestenvError as error:
-        click.echo(f"testenv: {error}", err=True)
-        sys.exit(error.exit_status)
     if as_json:
         click.echo(fleet.model_dump_json(indent=2))
     else:
         _print(fleet)
+
+
+@main.command("revoke")
+@click.argument("target", metavar="ENV|LEASE")
+@click.option(
+    "--reason", required=True, metavar="TEXT", help="Why; the job prints it, the journal keeps it."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@broker_options
+@click.option("--json", "as_json", is_flag=True, help="Print the revoked lease as JSON.")
+def revoke_lease(
+    brokers: BrokerOptions, target: str, reason: str, yes: bool, as_json: bool
+) -> None:
+    """End the lease of an environment (HOST/NUMBER), or the lease with an id, before its time.
+
+    Its client sends its command SIGTERM, then SIGKILL after its --kill-after, and exits with 70.
+    This command only waits until the host knows; `testenv status` shows the rest.
+
+    \b
+    Example:
+      testenv revoke te-host-01/3 --reason "te-host-01 gets a new disk"
+    """
+    with _reported_errors():
+        endpoints = brokers.endpoints()
+        _check_reason(reason)
+        view, lease = find_lease(asyncio.run(look(endpoints)), target)
+        click.echo(
+            f"{lease.environment}: lease {lease.id} of {_holder(lease)} will be revoked", err=True
+        )
+        _confirm(yes)
+        revoked = asyncio.run(revoke(endpoints, view, lease, reason))
+    if as_json:
+        click.echo(revoked.model_dump_json(indent=2))
+    else:
+        click.echo(f"{lease.environment}: the client is told to end its command")
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip() or not reason.isprintable() or len(reason) > _MAX_REASON:
+        raise ConfigError("--reason", f"must be one line of at most {_MAX_REASON} characters")
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("--yes", "is needed where nobody can be asked")
+    click.confirm("Go on?", abort=True, err=True)
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Tell an error in one line, and exit as it says."""
+    try:
+        yield
+    except TestenvError as error:
+        click.echo(f"testenv: {error}", err=True)
+        sys.exit(error.exit_status)
 
 
 def _print(fleet: Fleet) -> None:
@@ -85,8 +145,12 @@ def _environments(fleet: Fleet) -> Table:
             note = ", ".join(part for part in (_note(env), notes) if part)
             holder = _holder(env.lease) if env.lease else ""
             labels = " ".join(env.labels)
-            table.add_row(name, env.id, env.state, duration(env.since_s), labels, holder, note)
+            table.add_row(name, env.id, _state(env), duration(env.since_s), labels, holder, note)
     return table
+
+
+def _state(env: EnvironmentReport) -> str:
+    return f"{env.state} ({env.lease_state})" if env.lease_state else env.state
 
 
 def _note(env: EnvironmentReport) -> str:

@@ -38,7 +38,7 @@ def _run(options: Options) -> int:
     """Everything after the options: the exit status, with the report written."""
     talk = Talk(sys.stderr)
     report = Report()
-    with Guard.fork(options.command, options.kill_after_s) as guard:
+    with Guard.fork(options.command, options.kill_after_s, brokers=options.brokers) as guard:
         _fill_in(report, options, guard, talk)
     if report.message:
         talk.complain(report.message)

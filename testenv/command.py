@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from schemas.errors import CommandError, CommandNotExecutable, CommandNotFound
+from schemas.errors import CommandError, CommandNotExecutable, CommandNotFound, LeaseLost
 from testenv.errors import GuardLost
 from testenv.guard import PACKET_BYTES, Event, Guard, Happening, LastWill
 
@@ -65,6 +65,8 @@ class Command:
             raise GuardLost
         if started.what is Happening.NOT_STARTED:
             self.may_have_run = False
+            if started.value == errno.ETIME:
+                raise LeaseLost("it was over before the command could be started")
             raise _exec_error(self._name, started.value)
 
     def signal(self, number: int) -> None:
@@ -75,14 +77,16 @@ class Command:
         """Continue it after a stop, in the foreground if we are there."""
         self._guard.resume()
 
-    async def end(self) -> int:
+    async def end(self, kill_after_s: float | None = None) -> int:
         """See everything of the command dead: SIGTERM, and SIGKILL `kill_after_s` later.
 
-        Returns how many processes nothing could end (another user's). Raises GuardLost.
+        None stands for what the guard was forked with. Returns how many processes nothing could
+        end (another user's). Raises GuardLost.
         """
         if not self.exited.done():
-            self._guard.stop()
-        unkillable = await self._answer(self._gone, self._kill_after_s + GUARD_SLACK_S)
+            self._guard.stop(kill_after_s)
+        grace_s = self._kill_after_s if kill_after_s is None else kill_after_s
+        unkillable = await self._answer(self._gone, grace_s + GUARD_SLACK_S)
         if unkillable is None:
             raise GuardLost
         return unkillable

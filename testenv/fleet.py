@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -10,12 +10,23 @@ from broker import admin
 from broker.client import Outcome, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
-from schemas.errors import BrokerError, BrokerUnreachable, ConnectionLost, RequestRefused
+from schemas.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    ConnectionLost,
+    HostError,
+    RequestRefused,
+    TestenvError,
+)
 from schemas.names import host_function, host_of_function, is_lock_function
-from schemas.status import HostReport, OperatorRequest
+from schemas.status import HostReport, Lease, OperatorRequest, Revoked
+
+A = TypeVar("A", HostReport, Revoked)
 
 ANSWER_TIMEOUT_S = 3.0
 """An agent that does not answer in this time is shown as such, not waited for."""
+
+_LOOK = "see testenv status"
 
 
 class HostView(BaseModel):
@@ -89,6 +100,49 @@ async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S)
     return Fleet(brokers=tuple(brokers), hosts=tuple(hosts), queues=tuple(queues))
 
 
+def find_lease(fleet: Fleet, target: str) -> tuple[HostView, Lease]:
+    """The lease that `target` means, an environment (`<host>/<number>`) or a lease id.
+
+    Raises HostError if there is none, or if its host does not answer.
+    """
+    host, slash, _ = target.partition("/")
+    hosts = [view for view in fleet.hosts if not slash or view.host == host]
+    if not hosts:
+        raise HostError(f"no host {host} is registered" if slash else "no host is registered",
+                        remedy=_LOOK)  # fmt: skip
+    for view in hosts:
+        for env in view.report.environments if view.report else ():
+            if env.lease and target in (env.id, env.lease.id):
+                return view, env.lease
+            if env.id == target:
+                raise HostError(f"{target} is {env.state}: it has no lease", remedy=_LOOK)
+    silent = "; ".join(f"{view.host}: {view.problem}" for view in hosts if view.report is None)
+    if silent:
+        raise HostError(f"no lease {target} was found ({silent})", remedy=_LOOK)
+    raise HostError(
+        f"{host} has no environment {target}" if slash else f"no host has a lease {target}",
+        remedy=_LOOK,
+    )
+
+
+async def revoke(
+    endpoints: Sequence[Endpoint],
+    view: HostView,
+    lease: Lease,
+    reason: str,
+    timeout: float = ANSWER_TIMEOUT_S,
+) -> Revoked:
+    """Have `view`'s agent tell the client of `lease` to end, for `reason`.
+
+    Returns once the agent knows; the lease ends when the client has ended its command, or can
+    run no more. Raises BrokerError, and HostError if the agent can't, or does not answer.
+    """
+    # By its id: the environment may have gone to another since we looked.
+    request = OperatorRequest(op="revoke", target=lease.id, reason=reason)
+    endpoint = next(one for one in endpoints if str(one) == view.broker)
+    return await _answer(endpoint, view.host, request, Revoked, timeout)
+
+
 async def _ask_broker(
     endpoint: Endpoint, timeout: float
 ) -> list[admin.FunctionStatus] | BrokerError:
@@ -115,22 +169,30 @@ async def _ask_host(host: str, endpoint: Endpoint, workers: int, timeout: float)
         # Brokers remember functions whose worker is gone; asking would only queue.
         return view.model_copy(update={"problem": "no agent is registered"})
     try:
+        report = await _answer(endpoint, host, OperatorRequest(op="status"), HostReport, timeout)
+    except TestenvError as error:
+        return view.model_copy(update={"problem": str(error)})
+    return view.model_copy(update={"report": report})
+
+
+async def _answer(
+    endpoint: Endpoint, host: str, request: OperatorRequest, kind: type[A], timeout: float
+) -> A:
+    """What `host`'s agent says to `request`. Raises BrokerError, HostError."""
+    try:
         async with asyncio.timeout(timeout):
             async with await Link.open(endpoint, client_id="testenv", timeout=timeout) as link:
-                request = OperatorRequest(op="status").model_dump_json().encode()
-                job = await submit(link, host_function(host), request)
-                result = await job.result()
-    except TimeoutError:
-        return view.model_copy(update={"problem": f"no answer within {timeout:g} s"})
-    except BrokerError as error:
-        return view.model_copy(update={"problem": str(error)})
+                data = request.model_dump_json().encode()
+                result = await (await submit(link, host_function(host), data)).result()
+    except TimeoutError as exc:
+        raise HostError(f"no answer within {timeout:g} s") from exc
     if result.outcome is not Outcome.COMPLETE:
         reason = result.data.decode(errors="replace") or "no reason given"
-        return view.model_copy(update={"problem": f"the agent refused: {reason}"})
+        raise HostError(f"the agent refused: {reason}")
     try:
-        return view.model_copy(update={"report": HostReport.model_validate_json(result.data)})
+        return kind.model_validate_json(result.data)
     except ValidationError as exc:
-        return view.model_copy(update={"problem": f"answer not understood: {exc.errors()[0]}"})
+        raise HostError(f"answer not understood: {exc.errors()[0]}") from exc
 
 
 def _queue(endpoint: Endpoint, function: admin.FunctionStatus) -> QueueView:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import NamedTuple, NoReturn, Self
 
+from broker.endpoint import Endpoint
 from testenv.lifeline import Lifeline
 
 RELAYED = (
@@ -85,12 +86,15 @@ class LastWill(NamedTuple):
     `link`: the descriptor of the broker connection. The guard keeps a copy, so that the broker
     hears of a killed client only when nothing of the command is left. `farewell`: what it writes
     there then, for the agent to know that for certain; empty over TLS, where only the client can
-    write: the agent then waits until a client that lives would have stopped. `time_s`: the guard
-    stops the command after this long, unless `Guard.until` moves that.
+    write. `function` and `words` are another way to tell it, over a new connection, where that one
+    is no use; a version 1 host has none. `time_s`: the guard stops the command after this long,
+    unless `Guard.until` moves that.
     """
 
     link: int
     farewell: bytes
+    function: str = ""
+    words: bytes = b""
     time_s: float = _NEVER
 
 
@@ -119,9 +123,15 @@ class Guard:
 
     @classmethod
     def fork(
-        cls, argv: Sequence[str], kill_after_s: float, clock: Callable[[], float] = boottime
+        cls,
+        argv: Sequence[str],
+        kill_after_s: float,
+        clock: Callable[[], float] = boottime,
+        brokers: Sequence[Endpoint] = (),
     ) -> Self:
         """Fork the guard of the command `argv`. `clock` is what `due_s` of `until` is on.
+
+        `brokers`: where it may say goodbye for a killed client.
 
         To be called while this process has no threads, sockets or event loop, and before it
         handles signals: the command inherits what is ignored now.
@@ -135,7 +145,7 @@ class Guard:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline, clock)
+            _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline, clock, brokers)
         theirs.close()
         lifeline.start()
         return cls(pid, ours, lifeline, kill_after_s, clock)
@@ -169,7 +179,8 @@ class Guard:
         """Start the command with `environment` added; `workspace` goes if the client is killed."""
         if will.time_s < _NEVER:
             self.until(self._clock() + will.time_s - GUARD_LATER_S, self._kill_after_s)
-        self._order("run", dict(environment), workspace, will.farewell.hex(), link=will.link)
+        last_words = (will.farewell.hex(), will.function, will.words.hex())
+        self._order("run", dict(environment), workspace, *last_words, link=will.link)
 
     def will(self, link: int, farewell: bytes) -> None:
         """Replace `link` and `farewell` of the LastWill: the lease is on another connection.
@@ -183,9 +194,9 @@ class Guard:
 
         `due_s` is in seconds of CLOCK_BOOTTIME (see `boottime`). Each call replaces the last, may
         come before `run`, and holds whatever becomes of the client (SIGSTOP). It is the client's
-        part to `stop` at `due_s`: the guard tells the command to end GUARD_LATER_S after it, and
-        kills what is left at `due_s + kill_after_s`, at once if that has passed. An end that has
-        begun is not taken back.
+        part to `stop` at `due_s`: the guard tells the command to end GUARD_LATER_S after it (half
+        of `kill_after_s`, if that is less), and kills what is left at `due_s + kill_after_s`, at
+        once if that has passed. An end that has begun is not taken back.
         """
         self._order("until", due_s, kill_after_s)
 
@@ -218,6 +229,7 @@ def _be_guard(
     ignored: frozenset[signal.Signals],
     lifeline: Lifeline,
     clock: Callable[[], float],
+    brokers: Sequence[Endpoint],
 ) -> NoReturn:
     """The guard's life in the forked child, whose stack is the client's: nothing may unwind it."""
     status = 1
@@ -228,7 +240,7 @@ def _be_guard(
         # Imported here, so that it happens while the client imports its own.
         from testenv.guard_process import guard_main
 
-        guard_main(client, argv, kill_after_s, client_group, ignored, lifeline, clock)
+        guard_main(client, argv, kill_after_s, client_group, ignored, lifeline, clock, brokers)
         status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it ends here
         traceback.print_exc()

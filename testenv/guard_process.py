@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
+from broker.endpoint import Endpoint
 from testenv import reaper
 from testenv.guard import GUARD_LATER_S, PACKET_BYTES, RELAYED, Event, Happening
 from testenv.lifeline import Lifeline
@@ -51,6 +52,7 @@ class GuardProcess:
         ignored: frozenset[signal.Signals],
         lifeline: Lifeline,
         clock: Callable[[], float],
+        brokers: Sequence[Endpoint],
     ) -> None:
         self._client = client
         self._argv = argv
@@ -59,6 +61,8 @@ class GuardProcess:
         self._ignored = ignored
         self._lifeline = lifeline
         self._clock = clock
+        self._brokers = brokers
+        self._last_words = "", b""
         self._command: subprocess.Popen[bytes] | None = None
         self._group = 0
         """The command's process group; 0 once its leader has been waited for."""
@@ -139,15 +143,23 @@ class GuardProcess:
                 self._begin_end(self._clock() + values[0])
             case "until":
                 due_s, kill_after_s = values
-                self._act_at = due_s + GUARD_LATER_S
+                self._act_at = due_s + min(GUARD_LATER_S, kill_after_s / 2)
                 self._due_kill_at = due_s + kill_after_s
             case "will":
                 self._farewell = bytes.fromhex(values[0])
         return True
 
-    def _run(self, environment: Mapping[str, str], workspace: str, farewell: str) -> None:
+    def _run(
+        self,
+        environment: Mapping[str, str],
+        workspace: str,
+        farewell: str,
+        function: str,
+        words: str,
+    ) -> None:
         self._workspace = workspace
         self._farewell = bytes.fromhex(farewell)
+        self._last_words = function, bytes.fromhex(words)
         self._mind_due()
         if self._done:
             return
@@ -267,8 +279,9 @@ class GuardProcess:
         self._finish()
 
     def _finish(self, unkillable: int = 0) -> None:
-        self._tell(Happening.GONE, unkillable)
-        self._done = True
+        if not self._done:
+            self._tell(Happening.GONE, unkillable)
+            self._done = True
 
     def _kill(self) -> int:
         self._signal_group(signal.SIGKILL)
@@ -276,20 +289,21 @@ class GuardProcess:
 
     def _abandoned(self) -> None:
         """The client is dead: end everything now, and remove the data file's secrets."""
-        if not self._kill():
-            self._bid_farewell()
+        if not self._kill() and not self._bid_farewell():
+            self._say_goodbye()
         if self._workspace:
             import shutil  # rarely needed, and not on the way to the command
 
             shutil.rmtree(self._workspace, ignore_errors=True)
 
-    def _bid_farewell(self) -> None:
+    def _bid_farewell(self) -> bool:
         """Give the environment back in the client's place: its command is certainly dead.
 
-        A connection that ends without this may have been cut, and its client may live.
+        A connection that ends without this may have been cut, and its client may live. Returns
+        whether the broker has it.
         """
         if self._link is None:
-            return
+            return False
         with socket.socket(fileno=self._link) as broker, suppress(OSError):
             broker.settimeout(_FAREWELL_S)
             broker.sendall(self._farewell)
@@ -297,6 +311,18 @@ class GuardProcess:
             # Whoever closes a socket with bytes unread resets it, and the farewell is lost.
             while broker.recv(PACKET_BYTES):
                 pass
+            return bool(self._farewell)
+        return False
+
+    def _say_goodbye(self) -> None:
+        """The same over a connection of our own."""
+        function, words = self._last_words
+        if function and self._brokers:
+            import asyncio  # rarely needed, and not on the way to the command
+
+            from testenv.goodbye import say_goodbye
+
+            asyncio.run(say_goodbye(self._brokers, function, words))
 
 
 def guard_main(
@@ -307,6 +333,7 @@ def guard_main(
     ignored: frozenset[signal.Signals],
     lifeline: Lifeline,
     clock: Callable[[], float],
+    brokers: Sequence[Endpoint],
 ) -> None:
     """Be the guard, in a process of its own that ignores RELAYED already."""
     for number in RELAYED:
@@ -319,4 +346,4 @@ def guard_main(
             signal.signal(number, signal.SIG_IGN)
     reaper.set_process_name("testenv-guard")
     reaper.become_subreaper()
-    GuardProcess(client, argv, kill_after_s, terminal, ignored, lifeline, clock).serve()
+    GuardProcess(client, argv, kill_after_s, terminal, ignored, lifeline, clock, brokers).serve()

@@ -3,39 +3,64 @@
 import asyncio
 import os
 import pwd
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Protocol
 
-from broker.client import first_link
-from broker.link import PING_INTERVAL_S, PING_TIMEOUT_S, Link
-from broker.worker import Assignment
-from schemas.errors import ConnectionLost, LeaseLost, LeaseTimeout, LockError, OfferRefused
-from schemas.lock import LockRequest, parse_offer
+from schemas.errors import LeaseTimeout, LockError, NoEnvironment, OfferRefused
+from schemas.legs import Result
+from schemas.lock import LockRequest
 from schemas.names import callback_function, random_id
-from testenv.acquire import Lock, any_of, describe_end, lock_requested, running, wait_for_offer
-from testenv.command import GUARD_SLACK_S, Command
+from testenv.acquire import Acquired, Acquisition, Wish, any_of, running
+from testenv.command import Command
 from testenv.errors import GuardLost
-from testenv.guard import Guard, LastWill
+from testenv.guard import Guard, LastWill, boottime
+from testenv.keeper import Keeper
+from testenv.keeper_v1 import KeeperV1
 from testenv.options import Options
-from testenv.report import Report
+from testenv.report import Reason, Report
 from testenv.signals import Signals
 from testenv.talk import Talk
 from testenv.workspace import workspace
 
-_SILENCE_S = 1.0
+if TYPE_CHECKING:
+    from testenv.line import Inbox
 
 _IDLE_S = 0.02
 """Whoever has waited this long has the time to prepare for its command."""
 
-_GOODBYE_S = 3.0
-"""How long the agent gets to confirm the end of a lease."""
+_STOP_SLACK_S = 1.0
+"""What noticing, and sending signals, takes on a busy machine."""
 
 _LAST_IN_LINE = 19
 """nice(2)'s lowest priority."""
 
-_GUARD_LATER_S = 1.0
-"""How much later than the client its guard minds the timeout: the client says why."""
 
-_STOP_SLACK_S = 1.0
-"""What noticing, and sending signals, takes on a busy machine."""
+class LeaseKeeper(Protocol):
+    """What keeps a lease while its command runs, in whichever version its host speaks."""
+
+    @property
+    def due(self) -> float:
+        """When the command is told to end, in seconds of CLOCK_BOOTTIME."""
+
+    @property
+    def stop_s(self) -> float:
+        """How long it may take then."""
+
+    def farewell(self) -> bytes:
+        """What the guard writes to the broker for a killed client."""
+
+    def last_words(self) -> tuple[str, bytes]:
+        """What it submits instead, and to which function, over a connection of its own."""
+
+    @property
+    def over(self) -> "asyncio.Future[LockError]":
+        """Why the lease is over before its command, once it is."""
+
+    async def run(self) -> None:
+        """Keep the lease, until cancelled."""
+
+    async def end(self, result: Result, /) -> None:
+        """The command is dead: tell the host, within a bound."""
 
 
 async def run_in_environment(options: Options, guard: Guard, report: Report, talk: Talk) -> int:
@@ -48,7 +73,7 @@ async def run_in_environment(options: Options, guard: Guard, report: Report, tal
     with Signals() as signals:
         command = Command(options.command[0], guard, options.kill_after_s, signals.suspend)
         try:
-            return await _Run(options, command, signals, report, talk).run()
+            return await _Run(options, guard, command, signals, report, talk).run()
         except asyncio.CancelledError:
             if signals.interrupt is None:
                 raise
@@ -56,111 +81,165 @@ async def run_in_environment(options: Options, guard: Guard, report: Report, tal
 
 
 class _Run:
-    """One client's life: connect, wait, run the command, say goodbye."""
+    """One client's life: ask, wait, run the command, say goodbye."""
 
     def __init__(
-        self, options: Options, command: Command, signals: Signals, report: Report, talk: Talk
+        self,
+        options: Options,
+        guard: Guard,
+        command: Command,
+        signals: Signals,
+        report: Report,
+        talk: Talk,
     ) -> None:
         self._options = options
+        self._guard = guard
         self._command = command
         self._signals = signals
         self._report = report
         self._talk = talk
+        self._inbox: Inbox = asyncio.Queue()
+        self._stack = AsyncExitStack()
+        self._wish = wish_of(options)
         self._clock = asyncio.get_running_loop().time
 
     async def run(self) -> int:
-        options = self._options
-        request = lock_request(options)
-        async with (
-            await self._connect() as link,
-            lock_requested(link, options.function, request, random_id()) as lock,
-        ):
-            offer = await self._wait(lock)
-            deadline = self._clock() + options.timeout_s
-            self._report.name_lease(parse_offer(offer.arguments))
-            check_host(offer.submitter, self._report.environment)
-            lock.lease = self._report.lease
+        async with self._stack:
+            acquired = await self._acquire()
+            self._report.name_lease(acquired.document)
             name = self._report.environment or "an environment"
+            check_host(acquired.call.submitter, self._report.environment)
             self._talk.say(f"got {name} after {self._report.waited_s:.1f} s")
             self._signals.relay_to(self._command)
-            try:
-                return await self._use(offer, lock, deadline)
-            finally:
-                if self._command.may_have_run:  # else the context declines: nobody touched it
-                    await _give_back(offer, lock)
+            keeper = self._keeper(acquired)
+            async with running(keeper.run()) as keeping:
+                return await self._use(acquired, keeper, keeping)
 
-    async def _connect(self) -> Link:
-        """A link to a broker, which may just be restarting."""
-        options = self._options
-        client_id = f"client-{options.jobnum}"
-        async with running(self._tell_silence()):
-            return await first_link(
-                options.brokers, client_id, options.connect_timeout_s, persist=True
-            )
+    async def _acquire(self) -> Acquired:
+        """Wait, telling every now and then what for. Raises NoEnvironment, and as Acquisition."""
+        patience_s = self._options.wait_timeout_s
+        grace_s = self._options.kill_after_s + _STOP_SLACK_S
+        bound = asyncio.timeout(None)
 
-    async def _tell_silence(self) -> None:
-        await asyncio.sleep(_SILENCE_S)
-        brokers = ", ".join(map(str, self._options.brokers))
-        patience = f"{self._options.connect_timeout_s:g} s"
-        self._talk.say(f"no broker answers yet at {brokers}; trying for {patience}")
+        def wait_no_longer() -> None:
+            if patience_s is not None:
+                bound.reschedule(self._clock() + patience_s)
 
-    async def _wait(self, lock: Lock) -> Assignment:
-        options = self._options
-        what = f"{options.function} at {lock.link.endpoint} as job {options.jobnum}"
-        self._talk.say(f"waiting for {what}")
+        waiting = Acquisition(
+            self._wish, self._inbox, self._stack, grace_s, self._talk, wait_no_longer
+        )
         asked = self._clock()
-        try:
-            async with running(self._prepare()):
-                return await wait_for_offer(lock, options.wait_timeout_s, self._talk)
-        finally:
-            self._report.waited_s = self._clock() - asked
+        async with running(self._prepare(waiting)):
+            try:
+                async with bound:
+                    return await waiting.acquired()
+            except TimeoutError as exc:
+                from testenv.news import situation
 
-    async def _prepare(self) -> None:
+                news = await situation(waiting, self._options.function)
+                raise NoEnvironment(self._options.function, patience_s or 0, news) from exc
+            finally:
+                self._report.waited_s = self._clock() - asked
+
+    async def _prepare(self, waiting: Acquisition) -> None:
+        """Use the time that there is while waiting."""
         await asyncio.sleep(_IDLE_S)
         self._command.prepare()
+        from testenv.news import tell_news
 
-    async def _use(self, offer: Assignment, lock: Lock, deadline: float) -> int:
+        await tell_news(waiting, self._options.function, self._talk)
+
+    def _keeper(self, acquired: Acquired) -> LeaseKeeper:
+        options = self._options
+        if acquired.offered is None or acquired.tenure is None:
+            return KeeperV1(acquired, options.timeout_s, options.kill_after_s, self._inbox)
+        return Keeper(
+            acquired,
+            acquired.offered,
+            acquired.tenure,
+            wish=self._wish,
+            timeout_s=options.timeout_s,
+            guard=self._guard,
+            inbox=self._inbox,
+            stack=self._stack,
+            talk=self._talk,
+        )
+
+    async def _use(
+        self, acquired: Acquired, keeper: LeaseKeeper, keeping: "asyncio.Task[None]"
+    ) -> int:
         """Run the command until it has ended, or must; nothing of it is alive afterwards."""
         command = self._command
         name = self._report.lease or self._options.jobnum
-        with workspace(name, offer.arguments, self._options.datafile) as files:
-            left = deadline - self._clock() + _GUARD_LATER_S
-            will = LastWill(lock.link.fileno(), offer.completion, left)
-            await command.start(files.environment, str(files.directory), will)
+        failure = None
+        with workspace(name, acquired.call.arguments, self._options.datafile) as files:
+            self._guard.until(keeper.due, keeper.stop_s)
+            fd = acquired.line.link.fileno()
+            will = LastWill(fd, keeper.farewell(), *keeper.last_words())
             try:
-                failure = await self._until_over(lock, deadline)
-                if failure:
-                    self._talk.say("the lease is over; stopping the command")
+                await command.start(files.environment, str(files.directory), will)
+                failure = await self._until_over(keeper, keeping)
             finally:
-                unkillable = await command.end()
-                self._report.ran_s = command.ran_s
-                # Before we tidy up, which would take the next job's time, and its CPU.
-                await _give_back(offer, lock)
-        if unkillable:
-            self._talk.say(f"{unkillable} processes of the command cannot be ended")
-        status = command.exited.result()
+                await self._wind_up(keeper, keeping, failure)
         if failure:
             raise failure
+        status = command.exited.result()
         if status is None:
             raise GuardLost("the command cannot be ended")
         return status
 
-    async def _until_over(self, lock: Lock, deadline: float) -> LockError | None:
+    async def _until_over(
+        self, keeper: LeaseKeeper, keeping: "asyncio.Task[None]"
+    ) -> LockError | None:
         """Wait for the command's end (None), or for what must end it."""
         exited = self._command.exited
-        await any_of(exited, lock.ended, lock.lost, timeout=deadline - self._clock())
-        if exited.done():
-            return None
-        if not lock.ended.done():
-            if lock.lost.done():
-                return LeaseLost(lock.lost.result())
-            return LeaseTimeout(self._options.timeout_s)
+        await any_of(exited, keeper.over, keeping)
+        if exited.done() and boottime() > keeper.due:
+            # We were stopped (SIGSTOP), and its guard has ended it in time; or it was too late.
+            await any_of(keeper.over, keeping)
+        if keeper.over.done():
+            if not exited.done():
+                self._talk.say("the lease is over; stopping the command")
+            return keeper.over.result()
+        return None if exited.done() else await _why(keeping)
+
+    async def _wind_up(
+        self, keeper: LeaseKeeper, keeping: "asyncio.Task[None]", failure: LockError | None
+    ) -> None:
+        """See the command dead, and give its environment back. Raises GuardLost."""
+        command = self._command
         try:
-            return LeaseLost(describe_end(lock.ended.result()))
-        except ConnectionLost as loss:
-            lost = LeaseLost(str(loss))
-            lost.__cause__ = loss
-            return lost
+            if unkillable := await command.end(self._grace_s(keeper, failure)):
+                self._talk.say(f"{unkillable} processes of the command cannot be ended")
+        finally:
+            self._report.ran_s = command.ran_s
+            # Before we tidy up, which would take the next job's time, and its CPU.
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            os.nice(_LAST_IN_LINE)  # the next holder's command may start on this machine
+            await keeper.end(self._result(failure))
+
+    def _grace_s(self, keeper: LeaseKeeper, failure: LockError | None) -> float | None:
+        """From SIGTERM to SIGKILL; None for as long as its user wants."""
+        if failure is None or isinstance(failure, LeaseTimeout):
+            return None
+        return max(0.0, min(self._options.kill_after_s, keeper.stop_s - _STOP_SLACK_S))
+
+    def _result(self, failure: LockError | None) -> Result:
+        if failure:
+            return Result(str(failure))
+        exited = self._command.exited
+        status = exited.result() if exited.done() else None
+        if status is None:
+            return Result(Reason.NOT_STARTED)
+        code = os.waitstatus_to_exitcode(status)
+        return Result(Reason.EXITED if code >= 0 else Reason.SIGNALLED, code)
+
+
+async def _why(keeping: "asyncio.Task[None]") -> LockError:
+    """A defect has ended what runs until it is cancelled: raises it."""
+    await keeping
+    raise AssertionError("a keeper keeps until it is cancelled")
 
 
 def check_host(submitter: str, environment: str | None) -> None:
@@ -174,26 +253,24 @@ def check_host(submitter: str, environment: str | None) -> None:
         raise OfferRefused(f"{environment} is offered by {submitter}")
 
 
-async def _give_back(offer: Assignment, lock: Lock) -> None:
-    """End the lease, and wait until its host has heard."""
-    if offer.complete():
-        os.nice(_LAST_IN_LINE)  # the next holder's command may start on this machine
-        await any_of(lock.ended, timeout=_GOODBYE_S)
-
-
-def lock_request(options: Options) -> LockRequest:
-    """What is asked of the agent, and promised to it."""
-    return LockRequest(
+def wish_of(options: Options) -> Wish:
+    """What is asked of brokers and agents; another one each time."""
+    request = LockRequest(
         # Two clients of one job number must never be called for each other.
         callback=callback_function(f"{options.jobnum}_{random_id()[:8]}"),
         timeout_s=options.timeout_s,
         holder=f"{options.jobnum} {_user()}@{os.uname().nodename}",
-        # A broken link is noticed at the latest when a ping's answer stays out.
-        stops_within_s=PING_INTERVAL_S
-        + PING_TIMEOUT_S
-        + options.kill_after_s
-        + GUARD_SLACK_S
-        + _STOP_SLACK_S,
+        job=options.jobnum,
+        version=2,
+    )
+    return Wish(
+        options.brokers,
+        f"client-{options.jobnum}",
+        options.function,
+        request,
+        random_id(),
+        options.connect_timeout_s,
+        f" as job {options.jobnum}",
     )
 
 

@@ -13,7 +13,7 @@ through `Peer.write`. The rules beyond the Gearman protocol:
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from broker.protocol import Kind
+from broker.protocol import UNCERTAIN_LOSS, Kind
 from broker.server.clock import Clock
 from broker.server.dispatch import Dispatcher
 from broker.server.job import Job, Priority, UniqueKey, unique_key
@@ -109,12 +109,14 @@ class Exchange:
         """A connection is there."""
         self._peers[peer.number] = peer
 
-    def leave(self, peer: Peer) -> None:
-        """It has ended, for whatever reason. No effect if it is not there."""
+    def leave(self, peer: Peer, *, given_up: bool = False) -> None:
+        """It has ended; `given_up`: by us, and it may live. No effect if it is not there."""
         if self._peers.pop(peer.number, None) is None:
             return
         self.reset_abilities(peer)
         for job in list(peer.working.values()):
+            if given_up and is_in_person(job.function):
+                job.tell(Kind.WORK_WARNING, UNCERTAIN_LOSS)
             self._end(job, Kind.WORK_FAIL, (), "worker_lost")
         for job in list(peer.submitted):
             self._abandon(job, peer)

@@ -31,6 +31,10 @@ LINGER_S = 5.0
 """How long a connection that we end may take to read the last of what we sent."""
 
 
+_PEERS_END = (ConnectionResetError, BrokenPipeError)
+"""How a connection ends that its peer, or the peer's kernel, has closed; silence is another."""
+
+
 class ServerConnection(asyncio.Protocol):
     """One accepted connection. There may be ten thousand: no timers, no buffers while idle."""
 
@@ -124,7 +128,7 @@ class ServerConnection(asyncio.Protocol):
         while self._unread is not None:
             self._handle_some(self._unread)
         with self._board.outbox.event():
-            self._leave()
+            self._leave(given_up=False)
         self._ended = True
         # asyncio closes the transport now, after what is still unsent.
         if self._transport.get_write_buffer_size():
@@ -143,7 +147,7 @@ class ServerConnection(asyncio.Protocol):
         self._board.sockets -= 1
         self._board.dismiss(self)
         with self._board.outbox.event():
-            self._leave()
+            self._leave(given_up=not (exc is None or isinstance(exc, _PEERS_END)))
 
     # Reading
 
@@ -273,7 +277,7 @@ class ServerConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Shut down our side and read to the end: a close with something unread is a reset, which
         takes what we sent last with it."""
-        self._leave()
+        self._leave(given_up=True)
         self.flush()
         self._ended = True
         self._board.loop.call_later(LINGER_S, self._transport.abort)
@@ -292,12 +296,13 @@ class ServerConnection(asyncio.Protocol):
         self._out.clear()
         self._transport.abort()
         with self._board.outbox.event():
-            self._leave()
+            self._leave(given_up=True)
 
-    def _leave(self) -> None:
+    def _leave(self, *, given_up: bool) -> None:
+        """`given_up`: we end it, or our kernel does, and the peer may live."""
         if self._peer:
             peer, self._peer = self._peer, None
-            self._board.exchange.leave(peer)
+            self._board.exchange.leave(peer, given_up=given_up)
 
 
 def _spelled(refusal: Refusal) -> bytes:

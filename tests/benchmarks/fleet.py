@@ -1,22 +1,25 @@
 """A whole fleet at work: 1,000 environments on 50 agents, and 500 clients that never pause."""
 
 import asyncio
+import io
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from broker import admin
-from broker.client import first_link
 from broker.endpoint import Endpoint
 from schemas.errors import TestenvError
+from schemas.legs import Result
 from schemas.lock import LockRequest
 from schemas.names import LOCK_FUNCTION, callback_function
-from testenv.acquire import lock_requested
+from testenv.acquire import Acquisition, Wish
+from testenv.line import Message
+from testenv.talk import Talk
 from tests.benchmarks.figures import Benchmark, Figure
 from tests.benchmarks.rivals import OURS, RIVALS, cpu_s, running_rival
 from tests.functional.brokers import BrokerKind, RunningBroker
@@ -92,18 +95,16 @@ class _Clients:
 
     async def _one_job(self, start: float) -> None:
         name = uuid4().hex
-        request = LockRequest(
-            callback=callback_function(name), timeout_s=60, holder=name, stops_within_s=1.0
-        )
-        async with (
-            await first_link([self._broker], f"client-{name}", GIVE_UP_S) as link,
-            lock_requested(link, LOCK_FUNCTION, request, name) as lock,
-        ):
-            offer = await lock.first_offer()
+        request = LockRequest(callback_function(name), timeout_s=60, holder=name, version=2)
+        wish = Wish([self._broker], f"client-{name}", LOCK_FUNCTION, request, name, GIVE_UP_S)
+        inbox = asyncio.Queue[Message]()
+        async with AsyncExitStack() as stack:
+            waiting = Acquisition(wish, inbox, stack, 1.0, Talk(io.StringIO()))
+            acquired = await waiting.acquired()
             self.waits_ms.append((time.perf_counter() - start) * 1000)
             await asyncio.sleep(COMMAND_S)
-            offer.complete()
-            await lock.ended
+            acquired.call.complete(Result("exited", 0).dump())
+            await acquired.job.result()
 
 
 async def _measured(kind: BrokerKind, broker: RunningBroker, agents: list[int]) -> list[Figure]:

@@ -7,24 +7,35 @@ Real agents of `testenv-host serve`, but that one process would be one host's. R
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from broker.endpoint import Endpoint, parse_endpoint
 from hosts.agent import Agent
 from hosts.caretaker import ReadyMade
+from hosts.journal import Journal
 from hosts.slot import SlotTiming
 from schemas.names import environment_id
 
 
 async def serve(broker: Endpoint, names: list[str], environments: int, datafile: Path) -> None:
     """Be all of `names`, with so many environments each."""
-    async with asyncio.TaskGroup() as group:
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="testenv-bench-")))
         for name in names:
+            journal = await stack.enter_async_context(
+                Journal.open(folder / f"{name}.db", now=partial(datetime.now, UTC))
+            )
             caretakers = [
                 ReadyMade(datafile, environment_id(name, number), str(number))
                 for number in range(1, environments + 1)
             ]
-            agent = Agent(name, [broker], caretakers, drain_timeout_s=0, timing=SlotTiming())
+            agent = Agent(
+                name, [broker], caretakers, journal, drain_timeout_s=0, timing=SlotTiming()
+            )
             group.create_task(agent.run())
 
 

@@ -30,8 +30,8 @@ BYSTANDER = "127.0.0.77"
 SERVED_WITHIN_S = 1.0
 """The project's promise: so fast a client acquires and releases, whatever others do."""
 
-AGENT_LINKS = 2
-"""One for its environment, one for operators: more are reconnections."""
+AGENT_LINKS = 3
+"""For its environment, for leases and for operators: more are reconnections."""
 
 MEMORY_KIB = 64 * 1024
 """By how much a test's peers may make the broker grow."""

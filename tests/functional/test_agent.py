@@ -215,12 +215,29 @@ def test_a_second_agent_with_the_same_state_directory_is_refused(
         assert f"(process {first.pid})" in second.stderr
 
 
-def test_sigterm_lets_the_running_lease_end_and_offers_nothing_new(
+def test_sigterm_leaves_a_running_lease_to_the_next_agent(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    with process(*client(broker, "cat"), stdin=subprocess.PIPE) as holder:
+        with serving(broker, tmp_path) as agent:
+            wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "leased")
+            lease = environments(broker.endpoint)["-1/1"]["lease"]
+            agent.send_signal(signal.SIGTERM)
+            assert agent.wait(timeout=SOON_S) == 0
+            assert holder.poll() is None
+        with serving(broker, tmp_path):
+            wait_for(lambda: environments(broker.endpoint)["-1/1"]["lease_state"] == "active")
+            assert environments(broker.endpoint)["-1/1"]["lease"] == lease
+            holder.communicate(timeout=SOON_S)
+            assert holder.returncode == 0
+
+
+def test_sigterm_lets_a_v1_client_s_lease_end_and_offers_nothing_new(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
     with (
         serving(broker, tmp_path) as agent,
-        process(*client(broker, "cat"), stdin=subprocess.PIPE) as holder,
+        process(*v1_client(broker, "cat"), stdin=subprocess.PIPE) as holder,
     ):
         wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "leased")
         agent.send_signal(signal.SIGTERM)
@@ -232,13 +249,13 @@ def test_sigterm_lets_the_running_lease_end_and_offers_nothing_new(
 
 
 @pytest.mark.parametrize("how", ["timeout", "second signal"])
-def test_a_drain_that_may_not_go_on_ends_the_agent_and_tells_the_holder(
+def test_a_drain_that_may_not_go_on_ends_the_agent(
     broker: RunningBroker, tmp_path: Path, how: str
 ) -> None:
     limit = "0.2" if how == "timeout" else "3600"
     with (
         serving(broker, tmp_path, "1", "--drain-timeout", limit) as agent,
-        process(*client(broker, "sleep", "600")) as holder,
+        process(*v1_client(broker, "sleep", "600"), start_new_session=True),
     ):
         wait_for(lambda: environments(broker.endpoint)["-1/1"]["state"] == "leased")
         agent.send_signal(signal.SIGTERM)
@@ -246,7 +263,6 @@ def test_a_drain_that_may_not_go_on_ends_the_agent_and_tells_the_holder(
             wait_for(lambda: "stopping" in (tmp_path / "agent-1.log").read_text())
             agent.send_signal(signal.SIGTERM)
         assert agent.wait(timeout=SOON_S) == 0
-        assert holder.wait(timeout=SOON_S) == ExitStatus.LEASE_LOST
 
 
 def test_sigusr2_cordons_and_sigusr1_uncordons(broker: RunningBroker, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,7 @@ from tests.functional.wire_peers import (
 any_broker = pytest.mark.parametrize("kind", BROKERS, ids=str)
 
 
-async def connected(endpoint: Endpoint, **options: float) -> Link:
+async def connected(endpoint: Endpoint, **options: Any) -> Link:
     return await Link.open(endpoint, client_id="test", timeout=BOUND_S, **options)
 
 

@@ -41,7 +41,7 @@ class Client:
 
     def order(self, time_s: float = float("inf")) -> None:
         """Order the start, with a lease that ends after `time_s`."""
-        self.guard.run({}, "", LastWill(self._link.fileno(), b"first", time_s))
+        self.guard.run({}, "", LastWill(self._link.fileno(), b"first", time_s=time_s))
 
     def start(self, time_s: float = float("inf")) -> None:
         """Start the command, and wait until it has set its traps."""

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from broker.client import Outcome
-from schemas.lock import loss_notice
 from tests.functional.brokers import RunningBroker
 from tests.functional.client_rig import client, is_alive, on_one_broker, shell, stub_agent
 
@@ -84,23 +83,6 @@ async def test_broker_that_dies_ends_the_lease_and_the_command(broker: RunningBr
         assert not is_alive(pid)
     assert "cleaned up" in job.out
     assert "lost the connection to broker" in job.err
-
-
-async def test_loss_notice_ends_the_command(broker: RunningBroker) -> None:
-    async with (
-        stub_agent(broker.endpoint) as agent,
-        client(*shell(CLEAN_UP + WAIT), broker=broker.endpoint) as job,
-    ):
-        grant = await agent.grant()
-        await job.hears("pid")
-        other = await agent.call(grant.lock, loss_notice("lease-0"))
-        assert (await other.result()).outcome is Outcome.COMPLETE
-        assert "cleaned up" not in job.out
-        ours = await agent.call(grant.lock, loss_notice("lease-1"))
-        assert (await ours.result()).outcome is Outcome.COMPLETE
-        await grant.returned()
-        assert await job.exits() == 70, job.err
-    assert "lease lost" in job.err
 
 
 async def test_host_that_dies_ends_the_lease_also_where_the_broker_tells_nobody(

@@ -12,11 +12,10 @@ from broker import admin
 from broker.client import Outcome
 from broker.endpoint import Endpoint
 from broker.link import Link
-from schemas.lock import LockRequest, loss_notice
-from testenv.acquire import lock_requested
+from schemas.lock import LockRequest
+from testenv.line import Inbox, Line
 from tests.functional.brokers import GEARMAND, RunningBroker, free_port, running_broker
 from tests.functional.client_rig import (
-    OFFER,
     client,
     is_alive,
     on_one_broker,
@@ -146,12 +145,15 @@ async def test_broker_that_starts_within_the_connect_timeout_is_found() -> None:
                 assert await job.exits() == 3, job.err
 
 
-async def test_broker_lost_while_waiting_gives_69(broker: RunningBroker) -> None:
-    async with client(*shell("true"), broker=broker.endpoint) as job:
+async def test_client_keeps_waiting_for_a_broker_that_was_lost(broker: RunningBroker) -> None:
+    async with client(*shell("exit 3"), broker=broker.endpoint) as job:
         await job.hears("waiting for lockenv", "err")
         broker.kill()
-        assert await job.exits() == 69, job.err
-    assert "lost the connection to broker" in job.err
+        await job.hears("lost the connection to broker .*; asking again", "err")
+        await asyncio.to_thread(broker.start)
+        async with stub_agent(broker.endpoint) as agent:
+            await (await agent.grant()).returned()
+            assert await job.exits() == 3, job.err
 
 
 async def test_offer_that_is_no_json_is_declined_with_its_text(broker: RunningBroker) -> None:
@@ -165,12 +167,27 @@ async def test_offer_that_is_no_json_is_declined_with_its_text(broker: RunningBr
     assert "Couldn't retrieve env" in job.err
 
 
-async def test_request_that_fails_before_any_offer_gives_70(broker: RunningBroker) -> None:
+async def test_request_that_fails_before_any_offer_is_made_again(broker: RunningBroker) -> None:
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client(*shell("exit 3"), broker=broker.endpoint) as job,
+    ):
+        first = await agent.asked()
+        first.fail()
+        grant = await agent.grant()
+        assert grant.lock.unique == first.unique
+        await grant.returned()
+        assert await job.exits() == 3, job.err
+
+
+@on_one_broker
+async def test_requests_that_always_fail_at_once_give_70(broker: RunningBroker) -> None:
     async with (
         stub_agent(broker.endpoint) as agent,
         client(*shell("true"), broker=broker.endpoint) as job,
     ):
-        (await agent.asked()).fail()
+        for _ in range(6):
+            (await agent.asked()).fail()
         assert await job.exits() == 70, job.err
     assert "before an environment was offered" in job.err
 
@@ -187,28 +204,16 @@ async def test_typed_refusal_is_told_in_the_hosts_words(broker: RunningBroker) -
 
 async def test_offer_that_comes_when_the_wait_is_over_is_declined(broker: RunningBroker) -> None:
     request = LockRequest("callback_late", timeout_s=60)
-    async with (
-        stub_agent(broker.endpoint) as agent,
-        await Link.open(broker.endpoint, client_id="late") as link,
-    ):
-        async with lock_requested(link, "lockenv", request, "late") as lock:
+    inbox: Inbox = asyncio.Queue()
+    async with stub_agent(broker.endpoint) as agent:
+        link = await Link.open(broker.endpoint, client_id="late")
+        async with Line(link, request.callback, inbox) as line:
+            await line.submit("lockenv", request.dump(), "late")
             grant = await agent.grant()
-            await lock.first_offer()
+            async with asyncio.timeout(5):
+                while inbox.empty():
+                    await asyncio.sleep(0.01)
         assert (await grant.returned()).outcome is Outcome.EXCEPTION
-
-
-async def test_loss_notice_is_never_taken_for_an_offer(broker: RunningBroker) -> None:
-    async with (
-        stub_agent(broker.endpoint) as agent,
-        client(*shell("exit 3"), broker=broker.endpoint) as job,
-    ):
-        lock = await agent.asked()
-        notice = await agent.call(lock, loss_notice("lease-0"))
-        assert (await notice.result()).outcome is Outcome.COMPLETE
-        offer = await agent.call(lock, OFFER)
-        assert (await offer.result()).outcome is Outcome.COMPLETE
-        lock.complete()
-        assert await job.exits() == 3, job.err
 
 
 async def test_interrupted_client_makes_room_for_the_next_in_the_queue(

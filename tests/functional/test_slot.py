@@ -2,8 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +19,26 @@ from broker.link import Link
 from broker.links import Links, OneLink
 from broker.worker import Assignment, Worker
 from hosts.admission import Admission
-from hosts.lease import LeaseTiming
+from hosts.caretaker import Caretaker
+from hosts.datafile import lease_data
+from hosts.journal import Journal
+from hosts.lease_v1 import LeaseTiming
+from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
 from schemas.errors import DriverError
-from schemas.lock import LockRequest, lost_lease
 from schemas.status import EnvState, Lease
+from schemas.terms import Terms
 from tests.functional.brokers import RunningBroker, running_broker
 
-QUICK = SlotTiming(lease=LeaseTiming(untaken_s=0.5, poll_s=0.2, margin_s=0.3), retry_s=0.2)
+QUICK = SlotTiming(
+    Terms(beat_s=0.2, ttl_s=2.0, margin_s=0.3, reattach_s=0.5, untaken_s=0.5),
+    v1=LeaseTiming(untaken_s=0.5, poll_s=0.2, margin_s=0.3),
+    retry_s=0.2,
+)
 SOON_S = 10.0
 
 
-class Caretaker:
+class Counting:
     """A real caretaker of nothing: counts what it is asked for, and fails when told to."""
 
     id = "te1/1"
@@ -35,6 +47,7 @@ class Caretaker:
     def __init__(self, labels: tuple[str, ...] = ()) -> None:
         self.labels = labels
         self.builds = 0
+        self.fences = 0
         self.turnovers = 0
         self.trouble: Exception | None = None
         self.data_trouble: Exception | None = None
@@ -44,15 +57,43 @@ class Caretaker:
         if self.trouble:
             raise self.trouble
 
+    async def fence(self) -> None:
+        self.fences += 1
+
     async def turn_over(self) -> None:
         self.turnovers += 1
         if self.trouble:
             raise self.trouble
 
-    def data_file(self, lease: Lease) -> bytes:
+    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
         if self.data_trouble:
             raise self.data_trouble
-        return json.dumps({"testenv": {"lease": {"id": lease.id}}}).encode()
+        told = lease_data(lease, secret, terms).model_dump(mode="json")
+        return json.dumps({"testenv": {"lease": told}}).encode()
+
+
+@asynccontextmanager
+async def slot_at(
+    brokers: Sequence[Endpoint],
+    caretaker: Caretaker,
+    admission: Admission | None = None,
+    timing: SlotTiming = QUICK,
+) -> AsyncIterator[Slot]:
+    """A slot with all that it needs, not yet alive."""
+    with tempfile.TemporaryDirectory(prefix="testenv-slot-") as folder:
+        path = Path(folder) / "journal.db"
+        async with (
+            Journal.open(path, now=partial(datetime.now, UTC)) as journal,
+            Links(brokers, client_id="te1/1") as links,
+            Links(brokers, client_id="te1/leases") as others,
+        ):
+            reception = Reception(others)
+            receiving = asyncio.create_task(reception.run())
+            try:
+                yield Slot(caretaker, links, reception, journal, admission or Admission(), timing)
+            finally:
+                receiving.cancel()
+                await asyncio.wait([receiving], timeout=SOON_S)
 
 
 @asynccontextmanager
@@ -62,9 +103,7 @@ async def living_slot(
     admission: Admission | None = None,
     timing: SlotTiming = QUICK,
 ) -> AsyncIterator[Slot]:
-    admission = admission or Admission()
-    async with Links([broker.endpoint], client_id="te1/1") as links:
-        slot = Slot(caretaker, links, admission, timing)
+    async with slot_at([broker.endpoint], caretaker, admission, timing) as slot:
         life = asyncio.create_task(slot.run())
         try:
             yield slot
@@ -110,7 +149,7 @@ async def offered(broker: Endpoint, function: str = "lockenv") -> int:
 
 
 async def test_an_environment_is_registered_once_it_is_ready(broker: RunningBroker) -> None:
-    async with living_slot(broker, Caretaker()) as slot:
+    async with living_slot(broker, Counting()) as slot:
         await reaches(slot, EnvState.READY)
         async with asyncio.timeout(SOON_S):
             while await offered(broker.endpoint) != 1:
@@ -118,7 +157,7 @@ async def test_an_environment_is_registered_once_it_is_ready(broker: RunningBrok
 
 
 async def test_a_lease_ends_in_turnover_and_the_next_offer(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot, client(broker) as holder:
         for turnovers in (1, 2):
             lock = await holder.request()
@@ -131,11 +170,11 @@ async def test_a_lease_ends_in_turnover_and_the_next_offer(broker: RunningBroker
             offer.complete()
             assert (await lock.result()).outcome is Outcome.COMPLETE
             await reaches(slot, EnvState.READY)
-            assert caretaker.turnovers == turnovers
+            assert caretaker.fences == caretaker.turnovers == turnovers
 
 
 async def test_nothing_is_registered_while_a_lease_runs(broker: RunningBroker) -> None:
-    async with living_slot(broker, Caretaker(("big",))), client(broker) as holder:
+    async with living_slot(broker, Counting(("big",))), client(broker) as holder:
         await holder.request(function="lockenv:big")
         offer = await holder.offer()
         assert await offered(broker.endpoint) == 0
@@ -147,7 +186,7 @@ async def test_nothing_is_registered_while_a_lease_runs(broker: RunningBroker) -
 
 
 async def test_a_client_that_fails_its_callback_ends_its_lease(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot, client(broker) as holder:
         await holder.request()
         (await holder.offer()).fail()
@@ -156,7 +195,7 @@ async def test_a_client_that_fails_its_callback_ends_its_lease(broker: RunningBr
 
 
 async def test_a_dead_client_ends_its_lease_on_both_brokers(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot:
         async with client(broker) as holder:
             await holder.request()
@@ -169,7 +208,7 @@ async def test_a_dead_client_ends_its_lease_on_both_brokers(broker: RunningBroke
 async def test_a_request_without_a_client_behind_it_costs_seconds_not_hours(
     broker: RunningBroker,
 ) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot:
         async with client(broker) as somebody:
             await somebody.request(b'{"callback_name": "callback_nobody"}')
@@ -180,7 +219,7 @@ async def test_a_request_without_a_client_behind_it_costs_seconds_not_hours(
 
 
 async def test_a_client_that_comes_too_late_is_not_called(broker: RunningBroker) -> None:
-    async with living_slot(broker, Caretaker()) as slot, client(broker) as late:
+    async with living_slot(broker, Counting()) as slot, client(broker) as late:
         await late.request()
         await reaches(slot, EnvState.LEASED)
         await reaches(slot, EnvState.READY)
@@ -191,14 +230,14 @@ async def test_a_client_that_comes_too_late_is_not_called(broker: RunningBroker)
 
 
 async def test_a_lease_ends_at_its_timeout_plus_the_margin(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot, client(broker) as holder:
         lock = await holder.request(b'{"callback_name": "callback_1", "timeout": "1"}')
         await holder.offer()
         loop = asyncio.get_running_loop()
         began = loop.time()
         assert (await lock.result()).outcome is Outcome.COMPLETE
-        assert loop.time() - began >= 1.0 + QUICK.lease.margin_s - 0.2
+        assert loop.time() - began >= 1.0 + QUICK.v1.margin_s - 0.2
         await reaches(slot, EnvState.READY)
         assert caretaker.turnovers == 1
 
@@ -209,7 +248,7 @@ async def test_a_lease_ends_at_its_timeout_plus_the_margin(broker: RunningBroker
 async def test_an_unusable_request_is_refused_and_the_next_one_served(
     broker: RunningBroker, arguments: bytes
 ) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker), client(broker) as holder:
         bad = await holder.request(arguments)
         async with asyncio.timeout(SOON_S):
@@ -222,7 +261,7 @@ async def test_an_unusable_request_is_refused_and_the_next_one_served(
 async def test_an_environment_that_cannot_be_built_is_broken_until_it_can(
     broker: RunningBroker,
 ) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     caretaker.trouble = DriverError("brbm1", "no such switch")
     async with living_slot(broker, caretaker) as slot:
         await reaches(slot, EnvState.BROKEN)
@@ -234,7 +273,7 @@ async def test_an_environment_that_cannot_be_built_is_broken_until_it_can(
 
 
 async def test_a_defect_in_a_driver_is_told_as_the_reason(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     caretaker.trouble = KeyError("tag")
     async with living_slot(broker, caretaker) as slot:
         await reaches(slot, EnvState.BROKEN)
@@ -244,7 +283,7 @@ async def test_a_defect_in_a_driver_is_told_as_the_reason(broker: RunningBroker)
 async def test_a_defect_while_a_lease_runs_keeps_the_environment_until_its_timeout(
     broker: RunningBroker,
 ) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     caretaker.data_trouble = KeyError("seed")
     async with living_slot(broker, caretaker) as slot, client(broker) as holder:
         lock = await holder.request(b'{"callback_name": "callback_1", "timeout": "1"}')
@@ -256,7 +295,7 @@ async def test_a_defect_while_a_lease_runs_keeps_the_environment_until_its_timeo
 
 
 async def test_a_failed_turnover_is_never_offered(broker: RunningBroker) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker, timing=SlotTiming(retry_s=60)) as slot:
         async with client(broker) as holder:
             await holder.request()
@@ -271,7 +310,7 @@ async def test_a_cordoned_environment_finishes_its_lease_and_takes_no_other(
     broker: RunningBroker,
 ) -> None:
     admission = Admission()
-    async with living_slot(broker, Caretaker(), admission) as slot, client(broker) as holder:
+    async with living_slot(broker, Counting(), admission) as slot, client(broker) as holder:
         await holder.request()
         offer = await holder.offer()
         admission.cordon()
@@ -286,11 +325,13 @@ async def test_a_cordoned_environment_finishes_its_lease_and_takes_no_other(
         await holder.offer()
 
 
-async def test_stopping_lets_the_running_lease_end(broker: RunningBroker) -> None:
+async def test_stopping_lets_a_v1_client_s_lease_end(broker: RunningBroker) -> None:
     admission = Admission()
-    caretaker = Caretaker()
-    async with Links([broker.endpoint], client_id="te1/1") as links, client(broker) as holder:
-        slot = Slot(caretaker, links, admission, QUICK)
+    caretaker = Counting()
+    async with (
+        slot_at([broker.endpoint], caretaker, admission) as slot,
+        client(broker) as holder,
+    ):
         life = asyncio.create_task(slot.run())
         await holder.request()
         offer = await holder.offer()
@@ -307,7 +348,7 @@ async def test_a_v1_client_keeps_its_environment_when_the_broker_dies(
     broker: RunningBroker,
 ) -> None:
     """It is told nothing and its command runs on: only its timeout makes that certain."""
-    caretaker = Caretaker()
+    caretaker = Counting()
     async with living_slot(broker, caretaker) as slot:
         async with client(broker) as holder:
             await holder.request(b'{"callback_name": "callback_1", "timeout": "2"}')
@@ -320,93 +361,6 @@ async def test_a_v1_client_keeps_its_environment_when_the_broker_dies(
         assert caretaker.turnovers == 1
 
 
-OUR_WISH = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=0.2)
-
-
-async def test_our_client_s_promise_frees_the_environment_after_a_broker_s_restart(
-    broker: RunningBroker,
-) -> None:
-    async with living_slot(broker, Caretaker()) as slot:
-        async with client(broker) as holder:
-            await holder.request(OUR_WISH.dump())
-            await holder.offer()
-            broker.kill()
-            await asyncio.sleep(OUR_WISH.stops_within_s or 0)
-            assert slot.report().state is EnvState.LEASED
-        broker.restart()
-        await reaches(slot, EnvState.READY)
-
-
-async def test_a_client_that_is_still_connected_is_told_that_its_lease_is_lost(
-    broker: RunningBroker,
-) -> None:
-    """Only the agent's connection breaks: without the notice its client would run on."""
-    caretaker = Caretaker()
-    async with (
-        Links([broker.endpoint], client_id="te1/1") as links,
-        client(broker) as holder,
-    ):
-        slot = Slot(caretaker, links, Admission(), QUICK)
-        life = asyncio.create_task(slot.run())
-        try:
-            await holder.request(OUR_WISH.dump())
-            await holder.offer()
-            lease = slot.report().lease
-            assert lease
-            links.up[0].abort("cut")
-            notice = await holder.offer()
-            assert lost_lease(notice.arguments) == lease.id
-            assert slot.report().state is EnvState.LEASED
-            notice.fail()
-            async with asyncio.timeout(SOON_S):
-                while not caretaker.turnovers:
-                    await asyncio.sleep(0.01)
-        finally:
-            life.cancel()
-            await asyncio.wait([life], timeout=SOON_S)
-
-
-async def test_our_client_cut_off_keeps_its_environment_until_its_promise_is_over(
-    broker: RunningBroker,
-) -> None:
-    """To the broker it looks dead, but its command runs until it notices."""
-    wish = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=1.0)
-    caretaker = Caretaker()
-    async with living_slot(broker, caretaker) as slot:
-        async with client(broker) as holder:
-            await holder.request(wish.dump())
-            await holder.offer()
-            holder.link.abort("cut")
-            cut = asyncio.get_running_loop().time()
-        async with asyncio.timeout(SOON_S):
-            while not caretaker.turnovers:
-                await asyncio.sleep(0.01)
-        assert asyncio.get_running_loop().time() - cut >= 1.0
-        await reaches(slot, EnvState.READY)
-
-
-async def test_our_client_that_declines_gives_its_environment_back_at_once(
-    broker: RunningBroker,
-) -> None:
-    wish = LockRequest("callback_1", timeout_s=3600, holder="me", stops_within_s=3000)
-    async with living_slot(broker, Caretaker()) as slot, client(broker) as holder:
-        await holder.request(wish.dump())
-        (await holder.offer()).exception(b"declined")
-        await reaches(slot, EnvState.READY)
-
-
-async def test_a_client_that_needs_long_to_stop_gets_that_time_after_its_timeout(
-    broker: RunningBroker,
-) -> None:
-    wish = LockRequest("callback_1", timeout_s=1, holder="me", stops_within_s=2.0)
-    async with living_slot(broker, Caretaker()), client(broker) as holder:
-        lock = await holder.request(wish.dump())
-        await holder.offer()
-        began = asyncio.get_running_loop().time()
-        assert (await lock.result()).outcome is Outcome.COMPLETE
-        assert asyncio.get_running_loop().time() - began >= 2.8
-
-
 @pytest.fixture
 def second_broker(broker: RunningBroker) -> Iterator[RunningBroker]:
     with running_broker(broker.kind) as second:
@@ -416,10 +370,9 @@ def second_broker(broker: RunningBroker) -> Iterator[RunningBroker]:
 async def test_two_brokers_never_lease_one_environment_twice(
     broker: RunningBroker, second_broker: RunningBroker
 ) -> None:
-    caretaker = Caretaker()
+    caretaker = Counting()
     endpoints = [broker.endpoint, second_broker.endpoint]
-    async with Links(endpoints, client_id="te1/1") as links:
-        slot = Slot(caretaker, links, Admission(), QUICK)
+    async with slot_at(endpoints, caretaker) as slot:
         life = asyncio.create_task(slot.run())
         try:
             async with client(broker) as one, client(second_broker) as other:

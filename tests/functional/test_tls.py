@@ -195,7 +195,7 @@ async def test_farewell_of_another_process_is_empty_over_tls(fleet: Fleet, job: 
         async with await connected(endpoint) as link:
             assignment = await Worker(OneLink(link), ["f"]).take()
             assert assignment
-            assert assignment.completion == b""
+            assert assignment.completion() == b""
 
 
 async def test_stamp_counts_only_from_a_broker_that_has_shown_a_certificate(

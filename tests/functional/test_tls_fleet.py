@@ -96,13 +96,13 @@ def test_job_locks_an_environment_and_the_agent_knows_who_asked(
         assert shown["report"]["environments"][0]["lease"]["submitter"] == "job/ci-7"
 
 
-def test_killed_clients_environment_is_kept_until_its_command_is_certainly_dead(
+def test_killed_clients_guard_gives_its_environment_back_over_a_connection_of_its_own(
     broker: TlsBroker, host: TlsFiles, job: TlsFiles, tmp_path: Path
 ) -> None:
     with serving(broker, host, tmp_path) as log:
         ran = client(broker, job, "sh", "-c", "kill -9 $(ps -o ppid= -p $PPID)")
         assert ran.returncode == -9
-        wait_for(log, "until its command is certainly over")
+        wait_for(log, ": client killed")
 
 
 def test_files_may_come_from_the_environment(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from broker.admin import FunctionStatus
 from broker.client import JobResult, Outcome
-from broker.link import PING_INTERVAL_S, PING_TIMEOUT_S
 from schemas.errors import (
     BrokerUnreachable,
     CommandNotFound,
@@ -24,14 +23,15 @@ from schemas.errors import (
     OfferRefused,
     TestenvError,
 )
-from schemas.lock import MARGIN_S, LockRequest
+from schemas.lock import LockRequest
 from testenv import reaper
-from testenv.acquire import describe_end, describe_queue
 from testenv.errors import GuardLost, RequestFailed
 from testenv.guard import Event, Happening
+from testenv.line import describe_end
+from testenv.news import describe_queue
 from testenv.options import parse_options
 from testenv.report import Reason, Report, reason_of
-from testenv.run import lock_request
+from testenv.run import wish_of
 from testenv.talk import Talk
 from testenv.workspace import datafile_name, workspace
 
@@ -62,22 +62,16 @@ def test_every_end_of_a_request_has_words(outcome: Outcome) -> None:
     assert describe_end(JobResult(outcome, b"too \xff long")).startswith("the environment's host")
 
 
-def test_promise_covers_noticing_and_killing() -> None:
-    options = parse_options(["--kill-after", "20", "-t", "60", "-n", "7", "x"], {})
-    request = LockRequest.parse(lock_request(options).dump())
+def test_request_says_who_asks_for_which_job() -> None:
+    options = parse_options(["-t", "60", "-n", "7", "x"], {})
+    wish = wish_of(options)
+    request = LockRequest.parse(wish.request.dump())
     assert request.callback.startswith("callback_7_")
-    assert lock_request(options).callback != request.callback
-    assert request.timeout_s == 60
+    assert wish_of(options).request.callback != request.callback
+    assert (request.timeout_s, request.job, request.version) == (60, "7", 2)
     assert request.holder.startswith("7 ")
     assert "@" in request.holder
-    assert request.stops_within_s is not None
-    assert request.stops_within_s > PING_INTERVAL_S + PING_TIMEOUT_S + 20
-
-
-def test_defaults_end_a_command_before_its_agent_frees_the_environment() -> None:
-    request = lock_request(parse_options(["x"], {}))
-    assert request.stops_within_s is not None
-    assert request.stops_within_s <= MARGIN_S
+    assert wish_of(options).unique != wish.unique
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.protocol import Kind
+from broker.protocol import UNCERTAIN_LOSS, Kind
 from broker.server.job import Priority
 from broker.server.refusal import Breach, Refusal
 from broker.wire import Packet
@@ -21,11 +21,11 @@ def status(peer: Desk, handle: bytes) -> list[bytes]:
     return peer.read()[-1].data.split(b"\0")[1:]
 
 
-def running_job(rig: Rig) -> tuple[Desk, Desk, bytes]:
+def running_job(rig: Rig, function: bytes = b"f") -> tuple[Desk, Desk, bytes]:
     """Its submitter, its worker, its handle."""
     client, worker = rig.peer(), rig.peer()
-    handle = client.submit()
-    worker.offer(b"f")
+    handle = client.submit(function)
+    worker.offer(function)
     assert worker.grab() == handle
     return client, worker, handle
 
@@ -84,6 +84,16 @@ def test_worker_that_leaves_fails_its_jobs_at_once(rig: Rig) -> None:
     rig.exchange.leave(worker)
     assert client.read() == [Packet(Kind.WORK_FAIL, handle)]
     assert rig.exchange.is_idle
+
+
+def test_callback_of_a_client_that_was_given_up_fails_with_a_warning_that_it_may_live(
+    rig: Rig,
+) -> None:
+    for function, said in ((b"callback_1", [UNCERTAIN_LOSS]), (b"f", [])):
+        client, worker, handle = running_job(rig, function)
+        rig.exchange.leave(worker, given_up=True)
+        warnings = [Packet(Kind.WORK_WARNING, handle + b"\0" + text) for text in said]
+        assert client.read() == [*warnings, Packet(Kind.WORK_FAIL, handle)]
 
 
 def test_queued_job_goes_with_its_last_submitter(rig: Rig) -> None:

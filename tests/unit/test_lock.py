@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import OfferRefused
-from schemas.lock import BadLockRequest, LockRequest, loss_notice, lost_lease, parse_offer
+from schemas.lock import BadLockRequest, LockRequest, parse_offer
 
 PRINTABLE = st.characters(exclude_categories=["C", "Z"])
 TOCI = b'{"callback_name": "callback_42", "timeout": "10800"}'
@@ -18,8 +18,10 @@ def test_toci_s_request_is_read() -> None:
     assert (request.callback, request.timeout_s) == ("callback_42", 10800)
 
 
-def test_a_v1_client_promises_nothing() -> None:
-    assert LockRequest.parse(TOCI).stops_within_s is None
+def test_a_v1_client_is_told_from_ours() -> None:
+    assert LockRequest.parse(TOCI).version == 1
+    assert LockRequest.parse(b'{"callback_name": "c", "testenv": {"version": "2"}}').version == 1
+    assert LockRequest.parse(b'{"callback_name": "c", "testenv": {"version": 3}}').version == 2
 
 
 def test_a_v1_client_s_job_identifier_is_its_holder() -> None:
@@ -37,12 +39,13 @@ def test_our_request_has_toci_s_keys_as_strings() -> None:
     st.text(PRINTABLE, min_size=1, max_size=100),
     st.none() | st.integers(1, 10**6),
     st.text(PRINTABLE, min_size=1, max_size=200),
-    st.none() | st.floats(0.1, 1000),
+    st.text(PRINTABLE, min_size=1, max_size=100),
+    st.sampled_from([1, 2]),
 )
 def test_a_request_is_read_as_it_was_written(
-    callback: str, timeout: int | None, holder: str, stops: float | None
+    callback: str, timeout: int | None, holder: str, job: str, version: int
 ) -> None:
-    request = LockRequest(f"callback_{callback}", timeout, holder, stops)
+    request = LockRequest(f"callback_{callback}", timeout, holder, job, version)
     assert LockRequest.parse(request.dump()) == request
 
 
@@ -65,6 +68,7 @@ def test_a_request_is_read_as_it_was_written(
         b'{"callback_name": "lockenv"}',
         b'{"callback_name": "lockenv:a"}',
         b'{"callback_name": "host.te1"}',
+        b'{"callback_name": "lease_abc"}',
         b'{"callback_name": "c", "timeout": 1e308}',
         b'{"callback_name": "c\\n"}',
         b'{"callback_name": "\\ud800"}',
@@ -99,7 +103,6 @@ def test_what_a_stranger_says_of_itself_cannot_reach_a_terminal_as_control_chara
 def test_an_offer_that_is_nested_too_deeply_is_refused() -> None:
     with pytest.raises(OfferRefused):
         parse_offer(b'{"a":' * 100_000)
-    assert lost_lease(b'{"testenv":' * 100_000) is None
 
 
 def test_an_offer_is_any_json_object() -> None:
@@ -119,9 +122,3 @@ def test_an_error_text_in_the_data_file_s_place_is_refused(data: bytes, why: str
     with pytest.raises(OfferRefused) as refused:
         parse_offer(data)
     assert why in str(refused.value)
-
-
-def test_a_loss_notice_is_told_from_an_offer() -> None:
-    assert lost_lease(loss_notice("abc")) == "abc"
-    for offer in (b'{"seed-ip": "x"}', b'{"testenv": {"lease": {}}}', b"Couldn't", b"[]", b"1"):
-        assert lost_lease(offer) is None

@@ -1,0 +1,163 @@
+"""What the two sides of a lease say to each other in version 2, beside their beats.
+
+The lock leg is the client's job (`lockenv`, later `lease_<id>`), the callback leg the agent's
+(`callback_<job>`). All documents are JSON objects with the one key `testenv`, which a version 1
+peer ignores. Named tuples rather than pydantic: a client's way to its command is measured.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from schemas.lock import load
+from schemas.terms import Terms
+
+VERSION = 2
+
+MAX_BEAT = 999_999_999
+"""gearmand 1.1.20 relays numbers of at most nine digits; at a beat a second, thirty years."""
+
+
+class BadMessage(ValueError):
+    """A document that says nothing we understand; nothing is done for it."""
+
+
+class Offered(NamedTuple):
+    """What a client takes from the offer's `testenv.lease`: it is version 2 if `terms` are there.
+
+    `terms` has what concerns the client; the rest of it is as by default.
+    """
+
+    id: str
+    environment: str
+    generation: int
+    secret: str
+    terms: Terms
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "Offered | None":
+        """From a data file; None if a version 1 agent has made it."""
+        lease = _ours(document).get("lease")
+        if not isinstance(lease, dict) or not isinstance(lease.get("terms"), dict):
+            return None
+        try:
+            return cls(
+                _text(lease, "id"),
+                _text(lease, "environment"),
+                int(lease["generation"]),
+                _text(lease, "secret"),
+                _terms(lease["terms"]),
+            )
+        except (BadMessage, KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+
+class Resume(NamedTuple):
+    """The argument of a callback that is no offer: the agent of a live lease is back."""
+
+    lease: str
+    generation: int
+
+    def dump(self) -> bytes:
+        """For the wire."""
+        return _dump({"resume": self.lease, "generation": self.generation})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Resume | None":
+        """None if it is an offer."""
+        ours = _parsed(data)
+        lease, generation = ours.get("resume"), ours.get("generation")
+        if isinstance(lease, str) and isinstance(generation, int):
+            return cls(lease, generation)
+        return None
+
+
+class Attach(NamedTuple):
+    """The argument of a `lease_<id>` job.
+
+    `callback`: where the agent resumes; empty for the guard of a killed client, which reports
+    with `result` that nothing of the command is left.
+    """
+
+    lease: str
+    generation: int
+    secret: str
+    callback: str = ""
+    result: str = ""
+
+    def dump(self) -> bytes:
+        """For the wire."""
+        return _dump(self._asdict())
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Attach":
+        """Raises BadMessage."""
+        ours = _parsed(data)
+        generation = ours.get("generation")
+        if not isinstance(generation, int):
+            raise BadMessage("no generation")
+        callback, result = (_text(ours, key, empty=True) for key in ("callback", "result"))
+        return cls(_text(ours, "lease"), generation, _text(ours, "secret"), callback, result)
+
+
+class Result(NamedTuple):
+    """What a client completes its callback with: why its command ended, and how."""
+
+    reason: str
+    exit_code: int | None = None
+
+    def dump(self) -> bytes:
+        """For the wire."""
+        return _dump(self._asdict())
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Result | None":
+        """None if a version 1 client has completed it."""
+        ours = _parsed(data)
+        reason, code = ours.get("reason"), ours.get("exit_code")
+        if not isinstance(reason, str):
+            return None
+        text = "".join(c if c.isprintable() else "?" for c in reason[:100])
+        return cls(text, code if isinstance(code, int) else None)
+
+
+def confirmation(lease_id: str) -> bytes:
+    """WORK_DATA on the lock leg: the client may start its command."""
+    return _dump({"confirm": lease_id})
+
+
+def is_confirmation(data: bytes, lease_id: str) -> bool:
+    """Whether it is that, for `lease_id`."""
+    return _parsed(data).get("confirm") == lease_id
+
+
+def _dump(ours: dict[str, Any]) -> bytes:
+    return json.dumps({"testenv": ours}).encode()
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        document = load(data)
+    except ValueError:
+        return {}
+    return _ours(document) if isinstance(document, dict) else {}
+
+
+def _ours(document: dict[str, Any]) -> dict[str, Any]:
+    ours = document.get("testenv")
+    return ours if isinstance(ours, dict) else {}
+
+
+def _text(ours: dict[str, Any], key: str, *, empty: bool = False) -> str:
+    text = ours.get(key)
+    if not isinstance(text, str) or not (text or empty):
+        raise BadMessage(f"no {key}")
+    return text
+
+
+def _terms(told: dict[str, Any]) -> Terms:
+    """Raises BadMessage for times that nobody could keep to."""
+    known = {key: float(told[key]) for key in Terms._fields if key in told}
+    terms = Terms(**known)
+    if not all(0 < seconds < 1e6 for seconds in terms):
+        raise BadMessage(f"terms out of range: {terms}")
+    return terms
