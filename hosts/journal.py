@@ -39,6 +39,9 @@ T = TypeVar("T")
 
 KEEP_LEASES = 1000
 """Of each environment; older ones are dropped once they have ended."""
+GATHER_S = 0.005
+"""How long transitions wait for others: an environment is often granted again right away."""
+
 MAX_PENDING = 10_000
 """What does not change the outcome is dropped from memory beyond this."""
 BUSY_S = 2.0
@@ -118,6 +121,9 @@ class Journal:
         self._now = now
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._pending: deque[_Entry] = deque()
+        self._gathered: list[_Entry] = []
+        """What the next transaction writes ahead of its own."""
+        self._gathering: asyncio.Future[None] | None = None
         self._db: sqlite3.Connection | None = None
 
     @classmethod
@@ -142,6 +148,8 @@ class Journal:
 
     async def remembered(self, env_id: str) -> Remembered:
         """What is on the disk about an environment. Raises JournalError."""
+        if self._gathering:
+            await asyncio.shield(self._gathering)
         return await self._call(lambda: _remembered(self._connection, env_id))
 
     async def grant(self, stored: StoredLease) -> None:
@@ -151,8 +159,8 @@ class Journal:
         written, where the generation is not greater than the last one, and where the environment's
         last lease has not ended.
         """
-        at = self._time()
-        await self._call(lambda: self._write(lambda db: self._grant(db, stored, at)))
+        at, gathered = self._time(), self._take_gathered()
+        await self._call(lambda: self._write_with(gathered, lambda db: self._grant(db, stored, at)))
         # A failed COMMIT may still be found on the disk after a crash. That errs on the safe side:
         # the lease is then taken for live, and ends for want of beats.
 
@@ -190,7 +198,24 @@ class Journal:
         return _iso(self._now())
 
     async def _record(self, entry: _Entry) -> None:
-        await self._call(lambda: self._write_or_keep(entry))
+        """In one transaction with what follows within GATHER_S: each costs an fsync, and who waits
+        for an environment waits for those of its last lease's end, too."""
+        self._gathered.append(entry)
+        if self._gathering is None:
+            self._gathering = asyncio.ensure_future(self._write_gathered())
+        await asyncio.shield(self._gathering)
+
+    async def _write_gathered(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        if gathered := self._take_gathered():
+            await self._call(lambda: self._write_or_keep(gathered))
+        else:
+            await self._call(lambda: None)  # a grant has taken them, and is not done before this
+
+    def _take_gathered(self) -> list[_Entry]:
+        gathered, self._gathered = self._gathered, []
+        self._gathering = None
+        return gathered
 
     async def _call(self, work: Callable[[], T]) -> T:
         """`work()` on the writer's thread, to its end even if the caller is cancelled."""
@@ -204,7 +229,8 @@ class Journal:
 
     async def _aclose(self) -> None:
         try:
-            closing_db = asyncio.ensure_future(self._call(self._disconnect))
+            gathered = self._take_gathered()
+            closing_db = asyncio.ensure_future(self._call(lambda: self._disconnect(gathered)))
             done, _ = await asyncio.wait([closing_db], timeout=CLOSE_S)
             if not done:
                 log.error("journal %s: not closed, its disk does not answer", self._path)
@@ -242,10 +268,11 @@ class Journal:
         if finding != "ok":
             raise JournalError(self._path, f"is damaged ({finding})", remedy=BROKEN)
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, gathered: list[_Entry]) -> None:
         if self._db is None:
             return
         with closing(self._db):
+            self._write_or_keep(gathered)
             if self._pending:
                 log.warning("journal %s: %d transitions left to write", self._path, self.pending)
                 self._write(lambda _: None)
@@ -302,15 +329,36 @@ class Journal:
             log.info("journal %s: written again, %d transitions late", self._path, self.pending)
             self._pending.clear()
 
-    def _write_or_keep(self, entry: _Entry) -> None:
+    def _write_with(
+        self, gathered: list[_Entry], work: Callable[[sqlite3.Connection], object]
+    ) -> None:
+        """`gathered`, which is never lost, and `work` in one transaction, if it can be."""
+
+        def both(db: sqlite3.Connection) -> None:
+            for entry in gathered:
+                entry.write(db)
+            work(db)
+
         try:
-            self._write(entry.write)
+            self._write(both)
+        except (sqlite3.Error, OSError, JournalError):
+            self._write_or_keep(gathered)
+            raise
+
+    def _write_or_keep(self, gathered: list[_Entry]) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            for entry in gathered:
+                entry.write(db)
+
+        try:
+            self._write(write)
         except (sqlite3.Error, OSError) as exc:
-            if not self._pending:
+            if gathered and not self._pending:
                 log.warning("%s; until then nothing is granted", journal_error(self._path, exc))
-            self._pending.append(entry)
-            if len(self._pending) > MAX_PENDING:
-                self._forget_one()
+            for entry in gathered:
+                self._pending.append(entry)
+                if len(self._pending) > MAX_PENDING:
+                    self._forget_one()
 
     def _forget_one(self) -> None:
         """Drop the oldest entry that leaves no trace but its event."""

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -111,6 +112,7 @@ class HeldLease:
         self._why = ""
         self._granting: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._desk = ExitStack()
 
     @property
     def state(self) -> LeaseState:
@@ -141,10 +143,11 @@ class HeldLease:
 
     async def resume(self) -> Ending:
         """Wait for the client of a lease that an earlier agent granted."""
+        self._open_desk()
         return await self._until_over()
 
     async def _until_over(self) -> Ending:
-        with self._reception.open_for(self._lease.id, self._called):
+        with self._desk:
             try:
                 while self._tenure.state is not LeaseState.ENDED:
                     await self._live()
@@ -152,13 +155,16 @@ class HeldLease:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._leg and self._tenure.touched:
-            self._leg.up.complete()
-        elif self._leg:
-            # gearmand gives us the request of an agent that it has lost: its client may have a
-            # lease on it, of which we can't say that it is over.
-            self._leg.up.fail()
+            if self._leg and self._tenure.touched:
+                self._leg.up.complete()
+            elif self._leg:
+                # gearmand gives us the request of an agent that it has lost: its client may have a
+                # lease on it, of which we can't say that it is over.
+                self._leg.up.fail()
         return Ending(self._why, self._tenure.touched)
+
+    def _open_desk(self) -> None:
+        self._desk.enter_context(self._reception.open_for(self._lease.id, self._called))
 
     async def _live(self) -> None:
         """Hear the next event, or see what time has brought."""
@@ -212,6 +218,7 @@ class HeldLease:
             case LeaseState.ACTIVE:
                 if event is LeaseEvent.ACKED and self._leg:
                     self._leg.up.data(confirmation(lease.id))
+                    self._open_desk()
                     log.info("%s to %s (%s)", name, lease.holder, lease.submitter)
                 else:
                     self._note(event, "")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -90,7 +90,7 @@ class Slot:
         self._state = EnvState.BUILDING
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
-        self._notes: set[asyncio.Future[None]] = set()
+        self._recording: set[asyncio.Future[None]] = set()
 
     @property
     def id(self) -> str:
@@ -140,6 +140,12 @@ class Slot:
             Effect.WAIT: self._wait_for_retry,
         }
         await self._remember()
+        try:
+            await self._live(acts)
+        finally:
+            await asyncio.gather(*self._recording, return_exceptions=True)
+
+    async def _live(self, acts: Mapping[Effect, Callable[[], Awaitable[Event | None]]]) -> None:
         effect = EFFECTS[self._state]
         while True:
             event = await acts[effect]()
@@ -150,7 +156,7 @@ class Slot:
             self._since = self._loop.time()
             if EnvState.LEASED in (before, self._state):
                 continue  # the grant and the end of a lease are journalled with it
-            await self._journal.move(self.id, self._state, self._reason)
+            self._record(self._journal.move(self.id, self._state, self._reason))
             log.info("%s is %s%s", self.id, self._state,
                      f": {self._reason}" if self._reason else "")  # fmt: skip
 
@@ -270,7 +276,7 @@ class Slot:
         if ending.reason == End.NOT_JOURNALLED:
             return Event.UNTOUCHED
         after = EnvState.DIRTY if ending.touched else EnvState.READY
-        await self._journal.end(stored.lease.id, self.id, after, ending.reason)
+        self._record(self._journal.end(stored.lease.id, self.id, after, ending.reason))
         return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
 
     async def _serve_new(self, request: _Request) -> Ending | None:
@@ -291,7 +297,7 @@ class Slot:
     async def _serve_old(self, stored: StoredLease) -> Ending | None:
         """Keep a lease of an earlier agent. A client of version 1 can't come back."""
         lease = stored.lease
-        await self._journal.note(self.id, _AGENT_RESTART, lease=lease.id)
+        self._record(self._journal.note(self.id, _AGENT_RESTART, lease=lease.id))
         tenure = Tenure.restored(self._timing.terms, self._loop.time())
         if stored.version == 1:
             left_s = self._time_left(lease) + self._timing.terms.margin_s
@@ -323,8 +329,10 @@ class Slot:
         return min(max(0.0, lease.timeout_s - passed_s), lease.timeout_s)
 
     def _note(self, event: LeaseEvent, reason: str) -> None:
-        """Journal what happens to the lease, in its own time."""
         if stored := self._stored:
-            note = self._journal.note(self.id, event, lease=stored.lease.id, reason=reason)
-            self._notes.add(task := asyncio.ensure_future(note))
-            task.add_done_callback(self._notes.discard)
+            self._record(self._journal.note(self.id, event, lease=stored.lease.id, reason=reason))
+
+    def _record(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Have it journalled, in its turn: only a grant must be on disk before we go on."""
+        self._recording.add(task := asyncio.ensure_future(writing))
+        task.add_done_callback(self._recording.discard)
