@@ -135,7 +135,7 @@ class HeldLease:
             self._spawn(self._call(leg, data))
             ending = await self._until_over()
         finally:
-            await asyncio.gather(self._granting, return_exceptions=True)
+            await asyncio.wait([self._granting], timeout=self._tenure.terms.untaken_s)
         if not ending.touched and leg.callback and not leg.callback.is_over:
             # Nobody took it: it is still queued. No packet withdraws a job; closing does.
             await assignment.link.aclose()
@@ -253,9 +253,11 @@ class HeldLease:
         if self._granting is None:
             return True
         try:
-            await self._granting
-        except JournalError as error:
-            log.warning("%s: no lease can be granted: %s", self._lease.environment, error)
+            async with asyncio.timeout_at(self._tenure.due):
+                await asyncio.shield(self._granting)
+        except (JournalError, TimeoutError) as error:
+            why = str(error) or "the journal's disk does not answer"
+            log.warning("%s: no lease can be granted: %s", self._lease.environment, why)
             self._happened(LeaseEvent.TOLD, End.NOT_JOURNALLED)
             return False
         return True

@@ -273,8 +273,6 @@ class Slot:
         log.info("%s: lease %s ended after %.1f s: %s",
                  self.id, stored.lease.id, held_s, ending.reason)  # fmt: skip
         self._stored = None
-        if ending.reason == End.NOT_JOURNALLED:
-            return Event.UNTOUCHED
         after = EnvState.DIRTY if ending.touched else EnvState.READY
         self._record(self._journal.end(stored.lease.id, self.id, after, ending.reason))
         return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
@@ -284,7 +282,12 @@ class Slot:
         data = self._caretaker.data_file(stored.lease, request.secret, terms)
         granting = self._journal.grant(stored)
         if request.asked.version == 1:
-            await granting
+            try:
+                await granting
+            except JournalError as error:
+                self._reason = str(error)
+                request.assignment.fail()
+                return Ending(End.NOT_JOURNALLED, touched=False)
             return await lease_v1.serve_lease(
                 request.assignment, request.asked, stored.lease, data, self._timing.v1
             )

@@ -154,6 +154,8 @@ class Guard:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.socket.fileno() >= 0:
+            self._order("over")
         self.socket.close()
         self.wait()
 

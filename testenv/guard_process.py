@@ -99,8 +99,10 @@ class GuardProcess:
             self._mind_due()
             self._end_leftovers()
         # Whoever closes a socket with orders unread resets it, and what was told last is lost.
-        while self._receive():
-            pass
+        while packet := self._receive():
+            if json.loads(packet)[0] == "over":
+                return
+        self._abandoned()  # it died before it had given its environment back
 
     def _patience_ms(self) -> float | None:
         is_ending = self._kill_at < _NEVER

