@@ -43,8 +43,10 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
         ),
         (
             "[hots]",
-            "hots: unknown key;"
-            " allowed here: environments, host, hypervisor, lease, public, switch, tls",
+            (
+                "hots: unknown key;"
+                " allowed here: environments, host, hypervisor, lease, public, switch, tls"
+            ),
         ),
         (
             '[environments.nodes]\ndisk_format = "vmdk"',
