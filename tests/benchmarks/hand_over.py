@@ -1,6 +1,7 @@
 """From one command's end to the next waiting client's command."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ _COMMAND_S = 0.3
 """Long enough for the others to start and queue up while the first command runs."""
 
 _WHAT = f"hand-over, {WAITING} waiting"
+_KILLED = "client SIGKILLed, to the next client's command"
 
 
 def _round(peers: Peers, broker: Endpoint, folder: Path) -> list[float]:
@@ -47,18 +49,61 @@ def _of(peers: Peers, kind: BrokerKind, rounds: int) -> Figure:
     return Figure.of(_WHAT, who, "ms", [each for round_ in rounds_ms for each in round_])
 
 
+def _killed(kind: BrokerKind, runs: int) -> Figure:
+    """From a client's SIGKILL to the first step of the next one's command."""
+    with running_rival(kind) as broker, TemporaryDirectory(prefix="testenv-bench-") as name:
+        stamp = Path(name) / "stamp"
+        command = [*client_command(OURS, broker.endpoint), "sh", "-c"]
+        with served(broker.endpoint, OURS, Path(name)):
+            times = [_kill_once(command, stamp) for _ in range(runs)]
+    who = OURS.name if kind is OUR_BROKER else f"{OURS.name} on {kind}"
+    return Figure.of(_KILLED, who, "ms", times)
+
+
+def _kill_once(command: list[str], stamp: Path) -> float:
+    """The next command looks for the old one, and fails if that is still alive."""
+    stamp.unlink(missing_ok=True)
+    pid = stamp.with_name("pid")
+    pid.unlink(missing_ok=True)
+    holder = subprocess.Popen([*command, f"echo $$ > '{pid}'; exec sleep 300"])
+    _wait_for(pid)
+    after = f"date +%s%N > '{stamp}'; ! kill -0 $(cat '{pid}') 2>/dev/null"
+    heir = subprocess.Popen([*command, after])
+    time.sleep(_COMMAND_S)
+    killed = time.time_ns()
+    holder.kill()
+    holder.wait(timeout=TIMEOUT_S)
+    if heir.wait(timeout=TIMEOUT_S):
+        raise RuntimeError("the old command was alive when the next one began")
+    return (int(stamp.read_text()) - killed) / 1e6
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (path.exists() and path.read_text().strip()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {path}")
+        time.sleep(0.005)
+
+
 def _measure(runs: int) -> Iterator[Figure]:
     rounds = max(1, 2 * runs // WAITING)
     for kind in RIVALS:
         yield _of(OURS, kind, rounds)
     yield _of(TOCI, OUR_BROKER, 1)
+    for kind in RIVALS:
+        yield _killed(kind, runs)
 
 
 HAND_OVER = Benchmark(
     "hand-over",
-    "From the last step of a command to the first of the next client's. The environment is"
-    " `testenv-host serve`d, or toci's worker's; on our broker where no other is named.",
+    "From the last step of a command, or from its client's SIGKILL, to the first step of the next"
+    " client's. The environment is `testenv-host serve`d, or toci's worker's; on our broker where"
+    " no other is named. A killed client's command is dead before the next one begins.",
     OURS.name,
     _measure,
-    (Bar(Key(_WHAT, OURS.name), 10.0, "p95"),),
+    (
+        Bar(Key(_WHAT, OURS.name), 10.0, "p95"),
+        Bar(Key(_KILLED, OURS.name), 100.0),
+    ),
 )

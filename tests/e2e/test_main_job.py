@@ -29,19 +29,20 @@ def test_every_environment_of_both_hosts_is_offered(fleet: Fleet) -> None:
 
 
 def test_the_data_file_describes_what_libvirt_really_has(fleet: Fleet) -> None:
-    document = json.loads(fleet.job('cat "$TE_DATAFILE"'))
-    host = host_of(fleet, document)
-    extension = document["testenv"]
-    for machine in (extension["seed"], *extension["nodes"]):
-        domain = etree.fromstring(virsh(host, "dumpxml", machine["name"]).encode())
-        macs = [mac.get("address") for mac in domain.findall("devices/interface/mac")]
-        ports = [dev.get("dev") for dev in domain.findall("devices/interface/target")]
-        assert macs == [nic["mac"] for nic in machine["nics"]]
-        assert ports == [nic["port"] for nic in machine["nics"]]
-        assert domain.findtext("uuid") == machine["uuid"]
-        for nic in machine["nics"]:
-            bridge = host.run(["ovs-vsctl", "port-to-br", nic["port"]]).stdout.strip()
-            assert bridge == nic["bridge"]
+    with fleet.lease() as (document, end):
+        host = host_of(fleet, document)
+        extension = document["testenv"]
+        for machine in (extension["seed"], *extension["nodes"]):
+            domain = etree.fromstring(virsh(host, "dumpxml", machine["name"]).encode())
+            macs = [mac.get("address") for mac in domain.findall("devices/interface/mac")]
+            ports = [dev.get("dev") for dev in domain.findall("devices/interface/target")]
+            assert macs == [nic["mac"] for nic in machine["nics"]]
+            assert ports == [nic["port"] for nic in machine["nics"]]
+            assert domain.findtext("uuid") == machine["uuid"]
+            for nic in machine["nics"]:
+                bridge = host.run(["ovs-vsctl", "port-to-br", nic["port"]]).stdout.strip()
+                assert bridge == nic["bridge"]
+        end()
 
 
 def test_the_seed_answers_at_its_address_on_the_ci_network(fleet: Fleet) -> None:
