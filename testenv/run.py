@@ -14,8 +14,6 @@ from testenv.acquire import Acquired, Acquisition, Wish, any_of, running
 from testenv.command import Command
 from testenv.errors import GuardLost
 from testenv.guard import Guard, LastWill, boottime
-from testenv.keeper import Keeper
-from testenv.keeper_v1 import KeeperV1
 from testenv.options import Options
 from testenv.report import Reason, Report
 from testenv.signals import Signals
@@ -121,13 +119,15 @@ class _Run:
         grace_s = self._options.kill_after_s + _STOP_SLACK_S
         bound = asyncio.timeout(None)
 
-        def wait_no_longer() -> None:
+        def asked_for() -> None:
+            # While the broker looks for a host: what an offer needs.
+            import testenv.keeper
+            import testenv.keeper_v1  # noqa: F401 - as above
+
             if patience_s is not None:
                 bound.reschedule(self._clock() + patience_s)
 
-        waiting = Acquisition(
-            self._wish, self._inbox, self._stack, grace_s, self._talk, wait_no_longer
-        )
+        waiting = Acquisition(self._wish, self._inbox, self._stack, grace_s, self._talk, asked_for)
         asked = self._clock()
         async with running(self._prepare(waiting)):
             try:
@@ -150,6 +150,9 @@ class _Run:
         await tell_news(waiting, self._options.function, self._talk)
 
     def _keeper(self, acquired: Acquired) -> LeaseKeeper:
+        from testenv.keeper import Keeper
+        from testenv.keeper_v1 import KeeperV1
+
         options = self._options
         if acquired.offered is None or acquired.tenure is None:
             return KeeperV1(acquired, options.timeout_s, options.kill_after_s, self._inbox)
