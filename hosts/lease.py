@@ -206,8 +206,11 @@ class HeldLease:
             self._leg.heard = max(self._leg.heard, value)
         if self._tenure.state is not before.state:
             self._entered(event, value)
-        elif event is LeaseEvent.RESUMED and self._tenure.state is LeaseState.ACTIVE:
-            self._send_beat()  # its client was back before we had missed it, and is in a hurry
+        elif event is LeaseEvent.RESUMED and self._leg:
+            if self._tenure.state is LeaseState.ACTIVE:
+                self._send_beat()  # its client was back before we had missed it, and is in a hurry
+            elif self._tenure.state is LeaseState.ENDING:
+                self._leg.up.exception(self._told.encode())  # the client came back too late to hear
 
     def _entered(self, event: LeaseEvent, value: Any) -> None:
         """Act on a change of state."""

@@ -8,10 +8,9 @@ peer ignores. Named tuples rather than pydantic: a client's way to its command i
 import json
 from typing import Any, NamedTuple
 
-from schemas.lock import load
+from schemas.errors import OfferRefused
+from schemas.lock import for_people, load
 from schemas.terms import Terms
-
-VERSION = 2
 
 MAX_BEAT = 999_999_999
 """gearmand 1.1.20 relays numbers of at most nine digits; at a beat a second, thirty years."""
@@ -35,9 +34,13 @@ class Offered(NamedTuple):
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> "Offered | None":
-        """From a data file; None if a version 1 agent has made it."""
+        """From a data file; None if a version 1 agent has made it.
+
+        Raises OfferRefused for terms that can't be kept: to take such an offer as version 1 would
+        be to start a command that its host knows nothing of.
+        """
         lease = _ours(document).get("lease")
-        if not isinstance(lease, dict) or not isinstance(lease.get("terms"), dict):
+        if not isinstance(lease, dict) or lease.get("terms") is None:
             return None
         try:
             return cls(
@@ -47,8 +50,8 @@ class Offered(NamedTuple):
                 _text(lease, "secret"),
                 _terms(lease["terms"]),
             )
-        except (BadMessage, KeyError, TypeError, ValueError, OverflowError):
-            return None
+        except (BadMessage, KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise OfferRefused(f"its lease can't be read: {exc}") from exc
 
 
 class Resume(NamedTuple):
@@ -96,7 +99,8 @@ class Attach(NamedTuple):
         if not isinstance(generation, int):
             raise BadMessage("no generation")
         callback, result = (_text(ours, key, empty=True) for key in ("callback", "result"))
-        return cls(_text(ours, "lease"), generation, _text(ours, "secret"), callback, result)
+        lease, secret = _text(ours, "lease"), _text(ours, "secret")
+        return cls(lease, generation, secret, callback, for_people(result))
 
 
 class Result(NamedTuple):
@@ -116,8 +120,7 @@ class Result(NamedTuple):
         reason, code = ours.get("reason"), ours.get("exit_code")
         if not isinstance(reason, str):
             return None
-        text = "".join(c if c.isprintable() else "?" for c in reason[:100])
-        return cls(text, code if isinstance(code, int) else None)
+        return cls(for_people(reason), code if isinstance(code, int) else None)
 
 
 def confirmation(lease_id: str) -> bytes:
@@ -154,8 +157,10 @@ def _text(ours: dict[str, Any], key: str, *, empty: bool = False) -> str:
     return text
 
 
-def _terms(told: dict[str, Any]) -> Terms:
-    """Raises BadMessage for times that nobody could keep to."""
+def _terms(told: Any) -> Terms:
+    """Raises BadMessage for times that nobody could keep to, TypeError, ValueError."""
+    if not isinstance(told, dict):
+        raise BadMessage("terms are no JSON object")
     known = {key: float(told[key]) for key in Terms._fields if key in told}
     terms = Terms(**known)
     if not all(0 < seconds < 1e6 for seconds in terms):

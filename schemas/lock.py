@@ -32,7 +32,7 @@ KILL_AFTER_S = 10.0
 """How long a command that is told to end (SIGTERM) has to clean up before SIGKILL."""
 
 
-_MAX_HOLDER = 200
+_MAX_TEXT = 200
 
 
 class BadLockRequest(ValueError):
@@ -86,8 +86,8 @@ class LockRequest(NamedTuple):
         return cls(
             callback=callback,
             timeout_s=_seconds(document, "timeout", MAX_TIMEOUT_S),
-            holder=_for_people(ours.get("holder"), document.get("job_identifier"), callback),
-            job=_for_people(ours.get("job"), document.get("job_identifier"), callback),
+            holder=_named(ours.get("holder"), document.get("job_identifier"), callback),
+            job=_named(ours.get("job"), document.get("job_identifier"), callback),
             # Of what a later version adds, an agent of this one is not asked.
             version=2 if isinstance(version, int) and version >= 2 else 1,
         )
@@ -110,10 +110,14 @@ def _can_be_called(callback: str) -> bool:
     return host_of_function(callback) is None
 
 
-def _for_people(*names: object) -> str:
+def _named(*names: object) -> str:
     """The first of what a stranger calls itself, fit for a terminal."""
-    name = next((name for name in names if isinstance(name, str) and name), "")
-    return "".join(c if c.isprintable() else "?" for c in name[:_MAX_HOLDER])
+    return for_people(next((name for name in names if isinstance(name, str) and name), ""))
+
+
+def for_people(text: str) -> str:
+    """What a stranger says, as one short line without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT])
 
 
 def _seconds(document: dict[str, Any], key: str, most: float) -> float | None:

@@ -220,10 +220,10 @@ class Acquisition:
             return None
         try:
             document = parse_offer(call.arguments)
+            offered = Offered.of(document)
         except OfferRefused:
             decline(call)
             raise
-        offered = Offered.of(document)
         if offered is None:
             return Acquired(line, job, call, document, since)
         call.status(1, 0)

@@ -199,3 +199,27 @@ async def test_revoked_lease_is_told_why_and_waited_for(broker: RunningBroker) -
         call.complete(Result("lease lost").dump())
         await reaches(slot, EnvState.READY)
     assert caretaker.fences == 1
+
+
+async def test_client_that_comes_back_too_late_is_told_why_its_lease_ends(
+    broker: RunningBroker,
+) -> None:
+    async with (
+        living_slot(broker, Counting()) as slot,
+        client(broker) as holder,
+        client(broker) as again,
+    ):
+        lease, _ = await holder.leased()
+        holder.link.abort("cut")
+        job = await again.ask(lease_function(lease.id), attach(lease))
+        call = await again.called()
+        while not Resume.parse(call.arguments):
+            call = await again.called()  # gearmand makes the offer again
+        assert slot.revoke("maintenance")
+        async with asyncio.timeout(SOON_S):
+            while slot.report().lease_state != "ending":
+                await asyncio.sleep(0.005)
+        call.status(7, 0)
+        async with asyncio.timeout(SOON_S):
+            end = await job.result()
+        assert (end.outcome, end.data) == (Outcome.EXCEPTION, b"maintenance")
