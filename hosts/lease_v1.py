@@ -7,15 +7,15 @@ gone, or at its timeout.
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from uuid import uuid4
 
 from broker.client import JobResult, Outcome, SubmittedJob, submit
 from broker.worker import Assignment
 from hosts.lease import End, Ending
 from schemas.errors import ConnectionLost, RequestRefused
-from schemas.lock import MARGIN_S, LockRequest
+from schemas.lock import LockRequest
 from schemas.status import Lease
+from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -26,39 +26,28 @@ _ENDS = {
 }
 
 
-@dataclass(frozen=True)
-class LeaseTiming:
-    """Seconds. `untaken_s`: a callback not running by then has no client behind it.
-    `poll_s`: how often the broker is asked whether the callback still runs.
-    `margin_s`: how much later than the client the agent acts."""
-
-    untaken_s: float = 5.0
-    poll_s: float = 5.0
-    margin_s: float = MARGIN_S
-
-
 async def serve_lease(
     assignment: Assignment,
     request: LockRequest,
     lease: Lease,
     data: bytes,
-    timing: LeaseTiming,
+    terms: Terms,
 ) -> Ending:
     """Offer the environment to the client behind `assignment`; return when its lease is over.
 
-    At the latest that is `timing.margin_s` after `lease.timeout_s`, and so it is when the broker
+    At the latest that is `terms.margin_s` after `lease.timeout_s`, and so it is when the broker
     is lost: the client may go on until its timeout, and nothing tells it or us. A client that
     outlives its lease gets its `lockenv` job completed, which tells it to stop. Whoever offered is
     never sure that nobody took it: the environment counts as touched.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + lease.timeout_s + timing.margin_s
+    deadline = loop.time() + lease.timeout_s + terms.margin_s
     try:
         # Not the lease's id: gearmand would take a second try for the job that still runs.
         job = await submit(assignment.link, request.callback, data, unique=uuid4().hex)
         log.info("%s: lease %s to %s (%s), version 1",
                  lease.environment, lease.id, lease.holder, lease.submitter)  # fmt: skip
-        end = await _until_end(job, deadline, timing)
+        end = await _until_end(job, deadline, terms)
     except RequestRefused as refused:
         log.warning("%s: no client could be called: %s", lease.environment, refused)
         end = End.DECLINED
@@ -76,21 +65,21 @@ async def serve_lease(
     return Ending(end, touched=True)
 
 
-async def _until_end(job: SubmittedJob, deadline: float, timing: LeaseTiming) -> End:
+async def _until_end(job: SubmittedJob, deadline: float, terms: Terms) -> End:
     loop = asyncio.get_running_loop()
-    untaken_at = loop.time() + timing.untaken_s
+    untaken_at = loop.time() + terms.untaken_s
     taken = False
     result = asyncio.ensure_future(job.result())
     try:
         while True:
-            next_poll = loop.time() + (timing.poll_s if taken else timing.untaken_s / 5)
+            next_poll = loop.time() + (terms.beat_s if taken else terms.untaken_s / 5)
             pause = max(0.0, min(next_poll, deadline) - loop.time())
             await asyncio.wait([result], timeout=pause)
             if result.done():
                 return _ENDS[result.result().outcome]
             if loop.time() >= deadline:
                 return End.OUT_OF_TIME
-            running = (await job.status(timeout=timing.untaken_s)).running
+            running = (await job.status(timeout=terms.untaken_s)).running
             if taken and not running:
                 # C gearmand requeues a dead client's callback and tells nobody.
                 return await _last_word(result)

@@ -40,10 +40,9 @@ _AGENT_RESTART = "the agent has started again"
 class SlotTiming:
     """Seconds. `default_timeout_s`: a lease's length where the client names none.
     `retry_s`: pause before a BROKEN environment is built again. `journal_retry_s`: before a
-    journal that could not be written is tried again. `v1`: what leases of version 1 add."""
+    journal that could not be written is tried again."""
 
     terms: Terms = field(default_factory=Terms)
-    v1: lease_v1.LeaseTiming = field(default_factory=lease_v1.LeaseTiming)
     default_timeout_s: float = DEFAULT_TIMEOUT_S
     retry_s: float = 60.0
     journal_retry_s: float = 5.0
@@ -95,10 +94,6 @@ class Slot:
     @property
     def id(self) -> str:
         return self._caretaker.id
-
-    @property
-    def leased(self) -> bool:
-        return self._state is EnvState.LEASED
 
     @property
     def outlives_agent(self) -> bool:
@@ -289,7 +284,7 @@ class Slot:
                 request.assignment.fail()
                 return Ending(End.NOT_JOURNALLED, touched=False)
             return await lease_v1.serve_lease(
-                request.assignment, request.asked, stored.lease, data, self._timing.v1
+                request.assignment, request.asked, stored.lease, data, terms
             )
         self._held = self._keep(stored, Tenure.offered(terms, self._loop.time()))
         ending = await self._unless_leaving(self._held.offer(request.assignment, data, granting))

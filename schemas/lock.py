@@ -25,9 +25,6 @@ MAX_TIMEOUT_S = 31 * 24 * 3600
 MAX_KILL_AFTER_S = 3600.0
 """An agent waits for a client that needs longer to stop, but not for ever."""
 
-MARGIN_S = 30.0
-"""The agent frees an environment this much after the client should have stopped its command."""
-
 KILL_AFTER_S = 10.0
 """How long a command that is told to end (SIGTERM) has to clean up before SIGKILL."""
 

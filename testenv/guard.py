@@ -35,8 +35,6 @@ PACKET_BYTES = 65536
 GUARD_LATER_S = 1.0
 """How much later than `due_s` the guard acts: a client that lives says why first."""
 
-_NEVER = float("inf")
-
 _END_S = 10.0
 """More than a guard needs to kill whatever is left."""
 
@@ -87,15 +85,13 @@ class LastWill(NamedTuple):
     hears of a killed client only when nothing of the command is left. `farewell`: what it writes
     there then, for the agent to know that for certain; empty over TLS, where only the client can
     write. `function` and `words` are another way to tell it, over a new connection, where that one
-    is no use; a version 1 host has none. `time_s`: the guard stops the command after this long,
-    unless `Guard.until` moves that.
+    is no use; a version 1 host has none.
     """
 
     link: int
     farewell: bytes
     function: str = ""
     words: bytes = b""
-    time_s: float = _NEVER
 
 
 class Guard:
@@ -111,13 +107,11 @@ class Guard:
         link: socket.socket,
         lifeline: Lifeline,
         kill_after_s: float,
-        clock: Callable[[], float],
     ) -> None:
         self.pid = pid
         self.socket = link
         self._lifeline = lifeline
         self._kill_after_s = kill_after_s
-        self._clock = clock
         self._is_over = False
         """Whether it has been waited for: its pid may be another's then."""
 
@@ -148,7 +142,7 @@ class Guard:
             _be_guard(theirs, argv, kill_after_s, group, ignored, lifeline, clock, brokers)
         theirs.close()
         lifeline.start()
-        return cls(pid, ours, lifeline, kill_after_s, clock)
+        return cls(pid, ours, lifeline, kill_after_s)
 
     def __enter__(self) -> Self:
         return self
@@ -179,8 +173,6 @@ class Guard:
 
     def run(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
         """Start the command with `environment` added; `workspace` goes if the client is killed."""
-        if will.time_s < _NEVER:
-            self.until(self._clock() + will.time_s - GUARD_LATER_S, self._kill_after_s)
         last_words = (will.farewell.hex(), will.function, will.words.hex())
         self._order("run", dict(environment), workspace, *last_words, link=will.link)
 

@@ -15,7 +15,6 @@ from hosts.admission import Admission
 from hosts.caretaker import Caretaker
 from hosts.datafile import lease_data
 from hosts.journal import Journal
-from hosts.lease_v1 import LeaseTiming
 from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
 from schemas.status import EnvState, Lease
@@ -24,7 +23,6 @@ from tests.functional.brokers import RunningBroker
 
 QUICK = SlotTiming(
     Terms(beat_s=0.2, ttl_s=2.0, margin_s=0.3, reattach_s=0.5, untaken_s=0.5),
-    v1=LeaseTiming(untaken_s=0.5, poll_s=0.2, margin_s=0.3),
     retry_s=0.2,
 )
 SOON_S = 10.0

@@ -39,13 +39,13 @@ class Client:
         for end in (self.broker, guard.socket):
             end.settimeout(BOUND_S)
 
-    def order(self, time_s: float = float("inf")) -> None:
-        """Order the start, with a lease that ends after `time_s`."""
-        self.guard.run({}, "", LastWill(self._link.fileno(), b"first", time_s=time_s))
+    def order(self) -> None:
+        """Order the start."""
+        self.guard.run({}, "", LastWill(self._link.fileno(), b"first"))
 
-    def start(self, time_s: float = float("inf")) -> None:
+    def start(self) -> None:
         """Start the command, and wait until it has set its traps."""
-        self.order(time_s)
+        self.order()
         assert self.hears() == Event(Happening.STARTED)
         wait_until((self._folder / "up").exists)
 
@@ -143,7 +143,8 @@ def test_due_before_the_start_holds_for_the_command(tmp_path: Path) -> None:
 
 def test_lease_s_time_is_its_first_due_and_can_be_moved(tmp_path: Path) -> None:
     with client_of(OBEDIENT, tmp_path) as client:
-        client.start(time_s=1.2)
+        client.guard.until(boottime() + 0.2, kill_after_s=10)
+        client.start()
         due = boottime() + 1
         client.guard.until(due, kill_after_s=10)
         assert ended_by(client.hears()) == 7

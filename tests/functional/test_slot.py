@@ -141,7 +141,7 @@ async def test_a_lease_ends_at_its_timeout_plus_the_margin(broker: RunningBroker
         loop = asyncio.get_running_loop()
         began = loop.time()
         assert (await lock.result()).outcome is Outcome.COMPLETE
-        assert loop.time() - began >= 1.0 + QUICK.v1.margin_s - 0.2
+        assert loop.time() - began >= 1.0 + QUICK.terms.margin_s - 0.2
         await reaches(slot, EnvState.READY)
         assert caretaker.turnovers == 1
 
