@@ -25,7 +25,7 @@ MAX_UNSENT = 64 * 1024 * 1024
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """TCP keepalive: a peer that vanished is noticed 30 s later even if nobody pings it."""
 
-_PEERS_END = (ConnectionResetError, BrokenPipeError)
+PEERS_END = (ConnectionResetError, BrokenPipeError)
 """What a FIN that met our words, or a RST, looks like; silence ends as TimeoutError."""
 
 OnPacket = Callable[[Packet], None]
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
         """Called by asyncio."""
         if not self._ended:
             self._ended = True
-            self.was_closed_by_peer = exc is None or isinstance(exc, _PEERS_END)
+            self.was_closed_by_peer = exc is None or isinstance(exc, PEERS_END)
             why = describe(exc) if exc else "the broker closed it"
             if not self._heard and not (exc and tls.explain(exc)):
                 why += f", without a word: {silence_means(self._endpoint)}"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
 from broker.endpoint import Endpoint, parse_endpoints
 from broker.options import BrokerOptions, broker_options
+from broker.people import confirm, console, reported_errors
 from broker.tls import TlsFiles
 from hosts.agent import Agent, sole_agent
 from hosts.builder import Builder
@@ -33,7 +33,7 @@ from hosts.plan import plan_host
 from hosts.slot import SlotTiming
 from hosts.tables import explain, print_events, print_plan
 from schemas.config import HostConfig
-from schemas.errors import ConfigError, TestenvError
+from schemas.errors import ConfigError
 from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from schemas.names import HOST_PATTERN, MAX_LABELS, environment_id, is_label
@@ -60,13 +60,11 @@ drain_option = click.option(
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
-    """Turn an expected error into one line on stderr and its documented exit status."""
+def told_errors() -> Iterator[None]:
+    """Errors in one line; also that what only the `host` extra installs is missing."""
     try:
-        yield
-    except TestenvError as error:
-        click.echo(f"testenv-host: {error}", err=True)
-        sys.exit(error.exit_status)
+        with reported_errors("testenv-host"):
+            yield
     except ModuleNotFoundError as error:
         if error.name not in HOST_EXTRA:
             raise
@@ -133,7 +131,7 @@ def plan(
     Example:
       testenv-host --config host.toml plan --memory-gib 64 --cpus 16 --disk-gib 500
     """
-    with reported_errors():
+    with told_errors():
         config = load_config(config_path)
         _endpoints(config, config_path)
         facts = read_facts(facts_path) if facts_path else machine_facts(config.host.state_dir)
@@ -149,7 +147,7 @@ def plan(
     if as_json:
         click.echo(host_plan.model_dump_json(indent=2))
     else:
-        print_plan(host_plan, _console())
+        print_plan(host_plan, console())
 
 
 @main.command()
@@ -162,7 +160,7 @@ def check(config_path: Path, as_json: bool) -> None:
     Example:
       testenv-host --config host.toml check
     """
-    with reported_errors():
+    with told_errors():
         from hosts.check import check_host
 
         config, host_plan = _load(config_path)
@@ -189,7 +187,7 @@ def run(config_path: Path, drain_timeout: float) -> None:
     Example:
       testenv-host --config host.toml run --drain-timeout 600
     """
-    with reported_errors():
+    with told_errors():
         from hosts.drivers.connect import connect
 
         config, host_plan = _load(config_path)
@@ -223,7 +221,7 @@ def destroy(config_path: Path, yes: bool) -> None:
     Example:
       testenv-host --config host.toml destroy --yes
     """
-    with reported_errors():
+    with told_errors():
         from hosts.drivers.connect import connect
 
         config, host_plan = _load(config_path)
@@ -238,7 +236,7 @@ def destroy(config_path: Path, yes: bool) -> None:
                     f" ({', '.join(bridges) or 'none'}) will be destroyed",
                     err=True,
                 )
-                _confirm(yes)
+                confirm(yes)
                 Builder(host_plan, drivers, config.host.state_dir).destroy()
             finally:
                 drivers.close()
@@ -294,7 +292,7 @@ def serve(
       echo '{"seed-ip": "203.0.113.10"}' > env.json
       testenv-host serve env.json -n 7
     """
-    with reported_errors():
+    with told_errors():
         read_data_file(datafile)
         endpoints = brokers.endpoints()
         for label in labels:
@@ -346,7 +344,7 @@ def journal(
       testenv-host journal --limit 20
       testenv-host journal -n 7 --json
     """
-    with reported_errors():
+    with told_errors():
         if number is not None:
             directory = _served_state_dir(state_dir, _agent_name(number))
         else:
@@ -359,7 +357,7 @@ def journal(
         }
         click.echo(json.dumps(document, indent=2))
     else:
-        print_events(chronicle.events, _console())
+        print_events(chronicle.events, console())
 
 
 def _serve(
@@ -413,18 +411,3 @@ def _agent_name(number: str) -> str:
     if not re.fullmatch(HOST_PATTERN, name):
         raise ConfigError("--tenum", f"{number!r} does not make a name: letters, digits, . _ -")
     return name
-
-
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigError("--yes", "is needed where nobody can be asked")
-    click.confirm("Go on?", abort=True, err=True)
-
-
-def _console() -> Console:
-    # rich would read the `:cd:` in a MAC as an emoji. Off a terminal a table must not be folded to
-    # 80 columns: somebody greps it.
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, emoji=False, markup=False, highlight=False)

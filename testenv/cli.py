@@ -1,16 +1,13 @@
 """testenv: the command of operators."""
 
 import asyncio
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from broker.options import BrokerOptions, broker_options
-from schemas.errors import ConfigError, TestenvError
+from broker.people import confirm, console, reported_errors
+from schemas.errors import ConfigError
 from schemas.names import LOCK_FUNCTION, UNVERIFIED
 from schemas.status import EnvironmentReport, Lease
 from testenv.fleet import Fleet, find_lease, look, revoke
@@ -41,7 +38,7 @@ def status(brokers: BrokerOptions, as_json: bool) -> None:
       testenv status
       testenv status --json | jq '.queues[] | {function, waiting}'
     """
-    with _reported_errors():
+    with reported_errors("testenv"):
         fleet = asyncio.run(look(brokers.endpoints()))
     if as_json:
         click.echo(fleet.model_dump_json(indent=2))
@@ -69,14 +66,14 @@ def revoke_lease(
     Example:
       testenv revoke te-host-01/3 --reason "te-host-01 gets a new disk"
     """
-    with _reported_errors():
+    with reported_errors("testenv"):
         endpoints = brokers.endpoints()
         _check_reason(reason)
         view, lease = find_lease(asyncio.run(look(endpoints)), target)
         click.echo(
             f"{lease.environment}: lease {lease.id} of {_holder(lease)} will be revoked", err=True
         )
-        _confirm(yes)
+        confirm(yes)
         revoked = asyncio.run(revoke(endpoints, view, lease, reason))
     if as_json:
         click.echo(revoked.model_dump_json(indent=2))
@@ -89,40 +86,20 @@ def _check_reason(reason: str) -> None:
         raise ConfigError("--reason", f"must be one line of at most {_MAX_REASON} characters")
 
 
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigError("--yes", "is needed where nobody can be asked")
-    click.confirm("Go on?", abort=True, err=True)
-
-
-@contextmanager
-def _reported_errors() -> Iterator[None]:
-    """Tell an error in one line, and exit as it says."""
-    try:
-        yield
-    except TestenvError as error:
-        click.echo(f"testenv: {error}", err=True)
-        sys.exit(error.exit_status)
-
-
 def _print(fleet: Fleet) -> None:
-    # Off a terminal, a table must not be folded to 80 columns: somebody greps it.
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, emoji=False, markup=False, highlight=False)
+    out = console()
     for broker in fleet.brokers:
         if broker.state == "down":
             click.echo(f"testenv: broker {broker.broker}: {broker.problem}", err=True)
     if fleet.hosts:
-        console.print(_environments(fleet))
+        out.print(_environments(fleet))
     else:
-        console.print("no host is registered")
+        out.print("no host is registered")
     for queue in fleet.queues:
         # geard never forgets a function, and an environment with six labels has 64 of them.
         if queue.function != LOCK_FUNCTION and not (queue.waiting or queue.leased or queue.offered):
             continue
-        console.print(
+        out.print(
             f"{queue.function} on {queue.broker}:"
             f" {queue.waiting} waiting, {queue.leased} leased, {queue.offered} offered",
             soft_wrap=True,

@@ -9,6 +9,7 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
+from broker.connection import PEERS_END
 from broker.protocol import Kind
 from broker.server.access import Identity, UnknownSubject, unverified
 from broker.server.framing import RequestReader
@@ -29,10 +30,6 @@ TURN_S = 0.001
 
 LINGER_S = 5.0
 """How long a connection that we end may take to read the last of what we sent."""
-
-
-_PEERS_END = (ConnectionResetError, BrokenPipeError)
-"""How a connection ends that its peer, or the peer's kernel, has closed; silence is another."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -147,7 +144,7 @@ class ServerConnection(asyncio.Protocol):
         self._board.sockets -= 1
         self._board.dismiss(self)
         with self._board.outbox.event():
-            self._leave(given_up=not (exc is None or isinstance(exc, _PEERS_END)))
+            self._leave(given_up=not (exc is None or isinstance(exc, PEERS_END)))
 
     # Reading
 
