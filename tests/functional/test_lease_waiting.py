@@ -24,6 +24,7 @@ from tests.functional.lease_rig import (
     wait_for,
     when,
 )
+from tests.small_disk import fill, small_disk
 
 
 def test_clients_that_leave_the_queue_are_as_if_they_had_never_been_there(
@@ -141,41 +142,19 @@ def test_our_client_s_death_frees_a_version_1_host_and_its_death_ends_our_comman
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, timeout=BOUND_S, capture_output=True).returncode:
-        pytest.skip("this root may not mount")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True, timeout=BOUND_S)
-
-
-def fill(folder: Path) -> Path:
-    """Use up the space in `folder`; what to remove to have it back."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (65536, 4096):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                pass
-    return filler
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, kib=768) as mounted:
+        yield mounted
 
 
 @pytest.mark.parametrize("broker", [OURS], ids=str, indirect=True)
 def test_full_disk_keeps_the_running_lease_and_grants_no_other_until_there_is_space(
-    broker: RunningBroker, tmp_path: Path, small_disk: Path
+    broker: RunningBroker, tmp_path: Path, disk: Path
 ) -> None:
     with staged(tmp_path, broker) as stage:
-        host = stage.host(state_dir=small_disk)
+        host = stage.host(state_dir=disk)
         job = stage.running_job(status=7)
-        filler = fill(small_disk)
+        filler = fill(disk)
         waiting = stage.waiting_job(status=7)
         stage.holds(host, job.held)
         job.ends_well(7)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +18,7 @@ from hosts.chronicle import Chronicle, read_journal
 from hosts.journal import Journal, Remembered, StoredLease
 from schemas.errors import JournalError
 from schemas.status import EnvState, Lease
+from tests.small_disk import fill, small_disk
 
 ENV = "te7/1"
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -407,25 +407,16 @@ async def in_writer(journal: Journal, statement: str) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, timeout=SOON_S, capture_output=True).returncode:
-        pytest.skip("this root may not mount")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True, timeout=SOON_S)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, kib=512) as mounted:
+        yield mounted
 
 
-async def test_a_full_disk_grants_nothing_and_keeps_running_leases(small_disk: Path) -> None:
-    path = small_disk / "journal.db"
+async def test_a_full_disk_grants_nothing_and_keeps_running_leases(disk: Path) -> None:
+    path = disk / "journal.db"
     async with Journal.open(path, now=Clock()) as journal:
         await journal.grant(a_lease(1))
-        fill(small_disk)
+        fill(disk)
         noted = 0
         async with asyncio.timeout(SOON_S):
             while not journal.pending:
@@ -436,7 +427,7 @@ async def test_a_full_disk_grants_nothing_and_keeps_running_leases(small_disk: P
         await journal.end(a_lease(1).lease.id, ENV, EnvState.READY, "completed")
         with pytest.raises(JournalError, match="space"):
             await journal.grant(a_lease(2))
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         await journal.grant(a_lease(2))
         assert journal.pending == 0
         assert (await journal.remembered(ENV)).live == a_lease(2)
@@ -445,10 +436,10 @@ async def test_a_full_disk_grants_nothing_and_keeps_running_leases(small_disk: P
     assert told == ["granted", *notes, "lease ended", "granted"]
 
 
-async def test_an_agent_that_starts_on_a_full_disk_remembers_its_leases(small_disk: Path) -> None:
-    path = small_disk / "journal.db"
+async def test_an_agent_that_starts_on_a_full_disk_remembers_its_leases(disk: Path) -> None:
+    path = disk / "journal.db"
     await asyncio.to_thread(grant_and_die, path)
-    fill(small_disk)
+    fill(disk)
     async with Journal.open(path, now=Clock()) as journal:
         remembered = await journal.remembered(ENV)
     assert remembered.state is EnvState.LEASED
@@ -461,9 +452,3 @@ def grant_and_die(path: Path) -> None:
         [sys.executable, "-m", *words], check=False, timeout=SOON_S, capture_output=True
     )
     assert died.returncode == -signal.SIGKILL
-
-
-def fill(disk: Path) -> None:
-    with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
-        while True:
-            file.write(b"x" * 4096)
