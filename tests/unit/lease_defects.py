@@ -8,13 +8,8 @@ from schemas.terms import Terms
 from testenv import state as client_side
 from testenv.state import LeaseEvent as Event
 from testenv.state import LeaseState as State
-from tests.unit.lease_rig import (
-    Client,
-    Connection,
-    Host,
-    Lease,
-    Leg,
-)
+from tests.unit.lease_rig import Client, Host
+from tests.unit.lease_world import Connection, Lease, Leg
 
 
 class _NoMargin(host_side.Tenure):

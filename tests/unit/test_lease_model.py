@@ -29,15 +29,8 @@ from tests.unit.lease_defects import (
     ClientThatTrustsTheClocks,
     HostThatEchoesBeforeTheAck,
 )
-from tests.unit.lease_rig import (
-    LATENCY_S,
-    RATES,
-    RETRY_S,
-    TURNOVER_S,
-    Client,
-    Host,
-    World,
-)
+from tests.unit.lease_rig import Client, Host
+from tests.unit.lease_world import LATENCY_S, RATES, RETRY_S, TURNOVER_S, World
 
 SLOWEST = min(RATES)
 ROUND_TRIP_S = 2 * LATENCY_S
