@@ -17,7 +17,7 @@ from broker.server.tls import read_trust
 from broker.tls import TlsFiles, client_context
 from broker.wire import request
 from schemas.broker import TlsSection
-from tests.functional.test_broker_service import (
+from tests.functional.service_rig import (
     PROGRAM,
     Service,
     packets,

@@ -134,3 +134,18 @@ class Rig:
         desk = Desk(next(self._numbers), identity, self._requests)
         self.exchange.join(desk)
         return desk
+
+
+def status(peer: Desk, handle: bytes) -> list[bytes]:
+    """Known, running, numerator, denominator."""
+    peer.ask(Kind.GET_STATUS, handle)
+    return peer.read()[-1].data.split(b"\0")[1:]
+
+
+def running_job(rig: Rig, function: bytes = b"f") -> tuple[Desk, Desk, bytes]:
+    """Its submitter, its worker, its handle."""
+    client, worker = rig.peer(), rig.peer()
+    handle = client.submit(function)
+    worker.offer(function)
+    assert worker.grab() == handle
+    return client, worker, handle
