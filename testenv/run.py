@@ -114,7 +114,10 @@ class _Run:
                 return await self._use(acquired, keeper, keeping)
 
     async def _acquire(self) -> Acquired:
-        """Wait, telling every now and then what for. Raises NoEnvironment, and as Acquisition."""
+        """Wait, telling every now and then what for.
+
+        Raises NoEnvironment, GuardLost if the guard is killed meanwhile, and as Acquisition.
+        """
         patience_s = self._options.wait_timeout_s
         grace_s = self._options.kill_after_s + _STOP_SLACK_S
         bound = asyncio.timeout(None)
@@ -129,17 +132,20 @@ class _Run:
 
         waiting = Acquisition(self._wish, self._inbox, self._stack, grace_s, self._talk, asked_for)
         asked = self._clock()
-        async with running(self._prepare(waiting)):
-            try:
+        try:
+            async with running(self._prepare(waiting)), running(waiting.acquired()) as acquiring:
                 async with bound:
-                    return await waiting.acquired()
-            except TimeoutError as exc:
-                from testenv.news import situation
+                    await any_of(acquiring, self._command.exited)
+                if not acquiring.done():
+                    raise GuardLost
+                return acquiring.result()
+        except TimeoutError as exc:
+            from testenv.news import situation
 
-                news = await situation(waiting, self._options.function)
-                raise NoEnvironment(self._options.function, patience_s or 0, news) from exc
-            finally:
-                self._report.waited_s = self._clock() - asked
+            news = await situation(waiting, self._options.function)
+            raise NoEnvironment(self._options.function, patience_s or 0, news) from exc
+        finally:
+            self._report.waited_s = self._clock() - asked
 
     async def _prepare(self, waiting: Acquisition) -> None:
         """Use the time that there is while waiting."""

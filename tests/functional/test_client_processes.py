@@ -213,6 +213,16 @@ async def test_killed_guard_takes_everything_with_it_and_the_client_says_so(
     assert "guard died" in job.err
 
 
+async def test_client_whose_guard_is_killed_while_it_waits_takes_no_environment(
+    broker: RunningBroker,
+) -> None:
+    async with client(*shell("true"), broker=broker.endpoint) as job:
+        await job.hears("waiting for lockenv", "err")
+        os.kill(job.guard, signal.SIGKILL)
+        assert await job.exits() == 125, job.err
+    assert "guard died" in job.err
+
+
 async def test_client_and_guard_killed_together_take_the_command_with_them(
     broker: RunningBroker,
 ) -> None:
