@@ -36,6 +36,9 @@ _RETRY_S = 0.5
 _ANSWER_S = 3.0
 """How long a broker of several has to bring us to the host; another may be nearer to it."""
 
+_PATIENCE = 0.3
+"""The part of `reattach_s` that a broker has to answer; SIGTERM may be due at 0.4 of it."""
+
 _SILENT_BEATS = 3
 """A host that leaves out so many beats has lost its leg, whatever the broker tells."""
 
@@ -204,7 +207,8 @@ class Keeper:
                 self._happened(LeaseEvent.TOLD)
                 return LeaseLost(describe_end(message.value))
             case News.ENDED:
-                self._leg_line = None  # its host has no connection there any more
+                if message.line is self._leg_line:
+                    self._leg_line = None  # its host has no connection there any more
                 self._leg_lost(LeaseEvent.LEG_LOST, describe_end(message.value))
             case News.LOST if message.line is self._leg_line:
                 by_peer = message.value.by_peer
@@ -241,8 +245,8 @@ class Keeper:
 
     def _leg_lost(self, event: LeaseEvent, why: str) -> None:
         self._happened(event)
-        self._lost_at = boottime()
         if self._returning is None and self._tenure.state is LeaseState.SUSPECT:
+            self._lost_at = boottime()
             left_s = self.due - boottime()
             self._talk.say(f"{why}; the command runs on for {left_s:.0f} s while we look for it")
             self._returning = asyncio.create_task(self._return())
@@ -286,7 +290,7 @@ class Keeper:
         """The line that we have, or one to the next broker. Raises BrokerError."""
         if not self._line.link.is_lost:
             return self._line
-        patience_s = max(_RETRY_S, min(_ANSWER_S, self.due - boottime()))
+        patience_s = min(_ANSWER_S, _PATIENCE * self._lease.terms.reattach_s)
         link = await Link.open(next(brokers), client_id=self._client_id, timeout=patience_s)
         self._line = await self._stack.enter_async_context(Line(link, self._callback, self._inbox))
         return self._line

@@ -18,6 +18,8 @@ class Cable:
         self._target = target
         self._listener = socket.create_server((HOST, 0))
         self._ends: list[socket.socket] = []
+        self._is_silent = False
+        self._swallowed: list[socket.socket] = []
         self._server = Thread(target=self._serve, daemon=True)
         self._server.start()
 
@@ -32,17 +34,27 @@ class Cable:
                 end.shutdown(socket.SHUT_RDWR)
         self._ends.clear()
 
+    def swallow(self) -> None:
+        """Cut, and accept from then on without a word."""
+        self._is_silent = True
+        self.cut()
+
     def close(self) -> None:
         """Cut, and relay no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._server.join(timeout=BOUND_S)
         self._listener.close()
         self.cut()
+        for end in self._swallowed:
+            end.close()
 
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self._is_silent:
+                    self._swallowed.append(near)
+                    continue
                 Thread(target=self._relay, args=(near,), daemon=True).start()
 
     def _relay(self, near: socket.socket) -> None:

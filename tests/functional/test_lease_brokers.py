@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.exits import ExitStatus
+from schemas.terms import Terms
 from tests.functional.brokers import (
     GEARD,
     GEARMAND,
@@ -142,6 +143,25 @@ def test_lease_goes_on_when_its_client_s_connection_is_cut(
         job.ends_well(7)
         assert host.ended(job.lease).reason == "exited"
         assert len(host.leases) == 1
+
+
+@over_all_brokers
+def test_client_that_is_cut_off_and_finds_no_way_back_is_dead_before_its_environment_is_fenced(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Both sides see the connection closed; after that, nothing answers the client."""
+    terms = Terms(beat_s=0.3, ttl_s=12, margin_s=2, reattach_s=4, untaken_s=2)
+    with staged(tmp_path, broker, terms=terms) as stage, cable_to(broker.endpoint) as cable:
+        host = stage.host()
+        job = stage.job(brokers=str(cable.endpoint))
+        job.begins()
+        stage.holds(host, job.held)
+        cut = time.time()
+        cable.swallow()
+        assert job.exits() == ExitStatus.LEASE_LOST
+        end = host.ended(job.lease)
+        assert job.last_sign < when(end.ended)
+        assert job.last_sign < cut + terms.reattach_s
 
 
 @over_all_brokers
