@@ -5,6 +5,7 @@ delayed ACKs cost 44 ms a job; and no timeouts. Hence this.
 """
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -163,8 +164,16 @@ def describe(error: BaseException) -> str:
         return error.strerror or str(error)
     if failure := tls.explain(error):
         return failure
-    # For a name with several addresses asyncio gives one text: "Multiple exceptions: [Errno ..".
-    numbers = {int(found) for found in re.findall(r"\[Errno (\d+)\]", str(error))}
-    if isinstance(error, OSError) and numbers:
+    if isinstance(error, OSError) and (numbers := _errnos(error)):
         return " / ".join(os.strerror(each) for each in sorted(numbers))
     return str(error) or type(error).__name__
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether nobody listened on any address that was tried."""
+    return isinstance(error, OSError) and _errnos(error) == {errno.ECONNREFUSED}
+
+
+def _errnos(error: OSError) -> set[int]:
+    # For a name with several addresses asyncio gives one text: "Multiple exceptions: [Errno ..".
+    return {int(found) for found in re.findall(r"\[Errno (\d+)\]", str(error))}

@@ -40,6 +40,8 @@ class Command:
         self._started_at = 0.0
         self.may_have_run = False
         """Whether an environment may have been touched."""
+        self.was_due = False
+        """Whether its guard has ended it, because we have not."""
         self.ran_s: float | None = None
         """From its start to its end, once that is known."""
         guard.socket.setblocking(False)
@@ -120,6 +122,8 @@ class Command:
                 self._started.set_result(event)
             case Happening.SUSPENDED:
                 self._on_suspended()
+            case Happening.DUE:
+                self.was_due = True
             case Happening.EXITED | Happening.ENDED:
                 self.ran_s = self._loop.time() - self._started_at
                 self.exited.set_result(event.value)

@@ -53,6 +53,8 @@ class Happening(StrEnum):
     """exec failed; its errno. ETIME: it was due to end before it was started."""
     SUSPENDED = "suspended"
     """It was stopped from the terminal, which is the client's again."""
+    DUE = "due"
+    """The guard ends it, which was its client's part."""
     EXITED = "exited"
     """It has ended; waitpid(2)'s status. Descendants may be left."""
     ENDED = "ended"
@@ -86,12 +88,16 @@ class LastWill(NamedTuple):
     there then, for the agent to know that for certain; empty over TLS, where only the client can
     write. `function` and `words` are another way to tell it, over a new connection, where that one
     is no use; a version 1 host has none.
+
+    `when_closed`: what `Guard.until` is to be called with once that connection is closed, but for
+    its `due_s`, which counts from then; for a client that is stopped and does not see it close.
     """
 
     link: int
     farewell: bytes
     function: str = ""
     words: bytes = b""
+    when_closed: tuple[float, float] | None = None
 
 
 class Guard:
@@ -174,7 +180,9 @@ class Guard:
     def run(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
         """Start the command with `environment` added; `workspace` goes if the client is killed."""
         last_words = (will.farewell.hex(), will.function, will.words.hex())
-        self._order("run", dict(environment), workspace, *last_words, link=will.link)
+        self._order(
+            "run", dict(environment), workspace, *last_words, will.when_closed, link=will.link
+        )
 
     def will(self, link: int, farewell: bytes) -> None:
         """Replace `link` and `farewell` of the LastWill: the lease is on another connection.
@@ -182,6 +190,10 @@ class Guard:
         The guard closes its copy of the old one; that ends it, once the client has closed its own.
         """
         self._order("will", farewell.hex(), link=link)
+
+    def link_closed(self) -> None:
+        """The client knows that `link` is closed, or does not matter any more: `until` holds."""
+        self._order("link closed")
 
     def until(self, due_s: float, kill_after_s: float) -> None:
         """The command has to end at `due_s`, and is killed `kill_after_s` later.

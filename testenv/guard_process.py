@@ -54,6 +54,7 @@ class GuardProcess:
         clock: Callable[[], float],
         brokers: Sequence[Endpoint],
     ) -> None:
+        self._poll = select.poll()
         self._client = client
         self._argv = argv
         self._kill_after_s = kill_after_s
@@ -71,6 +72,9 @@ class GuardProcess:
         self._act_at = _NEVER
         """When the command is to end, whatever the client does; it is killed at..."""
         self._due_kill_at = _NEVER
+        self._when_closed: tuple[float, float] | None = None
+        self._cut: tuple[float, float] | None = None
+        """`_act_at` and `_due_kill_at` since the link was closed, which the client has not seen."""
         self._told: set[int] = set()
         """Children that have had their SIGTERM."""
         self._workspace = ""
@@ -84,15 +88,16 @@ class GuardProcess:
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        poll = select.poll()
-        poll.register(woken, select.POLLIN)
-        poll.register(self._client, select.POLLIN)
+        self._poll.register(woken, select.POLLIN)
+        self._poll.register(self._client, select.POLLIN)
         while not self._done:
-            for fd, _ in poll.poll(self._patience_ms()):
+            for fd, _ in self._poll.poll(self._patience_ms()):
                 if fd == woken:
                     with suppress(BlockingIOError):
                         os.read(woken, 4096)
-                elif not self._obey(self._receive()):
+                elif fd == self._link:
+                    self._link_closed()
+                elif fd == self._client.fileno() and not self._obey(self._receive()):
                     self._abandoned()
                     return
             self._reap()
@@ -106,7 +111,7 @@ class GuardProcess:
 
     def _patience_ms(self) -> float | None:
         is_ending = self._kill_at < _NEVER
-        next_at = min(self._kill_at, self._act_at)
+        next_at = min(self._kill_at, self._act_at, self._cut[0] if self._cut else _NEVER)
         if next_at == _NEVER:
             return None
         left = min(max(0.0, next_at - self._clock()), _NAP_S)
@@ -121,9 +126,22 @@ class GuardProcess:
             # recv_fds ignores MSG_CMSG_CLOEXEC (Python 3.11 to 3.13): the command would inherit it.
             os.set_inheritable(link, False)
             if self._link is not None:
+                self._unwatch_link()
                 os.close(self._link)
-            self._link = link
+            self._link, self._cut = link, None
+            self._poll.register(link, select.POLLRDHUP)
         return packet
+
+    def _unwatch_link(self) -> None:
+        with suppress(KeyError):  # it is not watched any more
+            self._poll.unregister(self._link or 0)
+
+    def _link_closed(self) -> None:
+        """Its host may have been told so, and takes the client for dead."""
+        self._unwatch_link()
+        if self._when_closed:
+            due_s, kill_after_s = self._when_closed
+            self._cut = _deadlines(self._clock() + due_s, kill_after_s)
 
     def _tell(self, what: Happening, value: int = 0) -> None:
         with suppress(ConnectionError):  # the next receive ends the guard
@@ -144,9 +162,10 @@ class GuardProcess:
             case "stop":
                 self._begin_end(self._clock() + values[0])
             case "until":
-                due_s, kill_after_s = values
-                self._act_at = due_s + min(GUARD_LATER_S, kill_after_s / 2)
-                self._due_kill_at = due_s + kill_after_s
+                self._act_at, self._due_kill_at = _deadlines(*values)
+            case "link closed":
+                self._unwatch_link()
+                self._cut = None
             case "will":
                 self._farewell = bytes.fromhex(values[0])
         return True
@@ -158,10 +177,12 @@ class GuardProcess:
         farewell: str,
         function: str,
         words: str,
+        when_closed: tuple[float, float] | None,
     ) -> None:
         self._workspace = workspace
         self._farewell = bytes.fromhex(farewell)
         self._last_words = function, bytes.fromhex(words)
+        self._when_closed = when_closed
         self._mind_due()
         if self._done:
             return
@@ -206,12 +227,18 @@ class GuardProcess:
 
     def _mind_due(self) -> None:
         """End the command, or never start it, when the client should have ended it."""
-        if self._clock() < self._act_at:
+        now = self._clock()
+        if self._cut and now >= self._cut[0]:
+            self._act_at, self._due_kill_at = self._cut
+            self._cut = None
+        if now < self._act_at:
             return
         self._act_at = _NEVER
         if self._command is None:
             self._refuse(errno.ETIME)
         else:
+            if self._kill_at == _NEVER:
+                self._tell(Happening.DUE)
             self._begin_end(self._due_kill_at)
 
     def _begin_end(self, kill_at: float) -> None:
@@ -325,6 +352,11 @@ class GuardProcess:
             from testenv.goodbye import say_goodbye
 
             asyncio.run(say_goodbye(self._brokers, function, words))
+
+
+def _deadlines(due_s: float, kill_after_s: float) -> tuple[float, float]:
+    """When the guard acts for its client, and when it kills what is left: see `Guard.until`."""
+    return due_s + min(GUARD_LATER_S, kill_after_s / 2), due_s + kill_after_s
 
 
 def guard_main(

@@ -2,10 +2,11 @@
 
 import asyncio
 from contextlib import AsyncExitStack
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING
 
 from broker.client import Outcome, ProgressKind, SubmittedJob
+from broker.connection import is_refusal
 from broker.link import Link
 from broker.worker import Assignment
 from schemas.errors import (
@@ -22,10 +23,12 @@ from schemas.names import lease_function, random_id
 from testenv.acquire import Acquired, Wish
 from testenv.guard import Guard, boottime
 from testenv.line import Inbox, Line, Message, News, decline, describe_end
-from testenv.state import LeaseEvent, LeaseState, Tenure
+from testenv.state import LeaseEvent, LeaseState, Tenure, cut_s
 from testenv.talk import Talk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from broker.endpoint import Endpoint
 
 _KILLED = "client killed"
@@ -35,9 +38,6 @@ _RETRY_S = 0.5
 
 _ANSWER_S = 3.0
 """How long a broker of several has to bring us to the host; another may be nearer to it."""
-
-_PATIENCE = 0.3
-"""The part of `reattach_s` that a broker has to answer; SIGTERM may be due at 0.4 of it."""
 
 _SILENT_BEATS = 3
 """A host that leaves out so many beats has lost its leg, whatever the broker tells."""
@@ -70,7 +70,8 @@ class Keeper:
         self._line = acquired.line
         self._leg_line: Line | None = acquired.line
         """The one whose end our host may be told of."""
-        self._lost_at = 0.0
+        self._closer: Endpoint | None = None
+        """The broker that has closed our connection, until it is known whether it has died."""
         self._call = acquired.call
         self._brokers = wish.brokers
         self._callback = wish.request.callback
@@ -110,6 +111,11 @@ class Keeper:
     def last_words(self) -> tuple[str, bytes]:
         """What it submits instead, and to which function, over a connection of its own."""
         return lease_function(self._lease.id), self._attach(_KILLED)
+
+    def when_closed(self) -> tuple[float, float]:
+        """What the guard does once the connection is closed, if we don't see it: see LastWill."""
+        cut = self._tenure.after(LeaseEvent.CUT, 0.0)
+        return cut_s(self._lease.terms) - cut.stop_s, cut.stop_s
 
     async def run(self) -> None:
         """Keep the lease, until cancelled.
@@ -209,16 +215,18 @@ class Keeper:
             case News.ENDED:
                 if message.line is self._leg_line:
                     self._leg_line = None  # its host has no connection there any more
+                    self._guard.link_closed()
                 self._leg_lost(LeaseEvent.LEG_LOST, describe_end(message.value))
             case News.LOST if message.line is self._leg_line:
-                by_peer = message.value.by_peer
-                event = LeaseEvent.LEG_LOST if by_peer else LeaseEvent.GAVE_UP
-                self._leg_lost(event, str(message.value))
+                self._leg_line = None
+                self._guard.link_closed()
+                self._closer = message.line.link.endpoint if message.value.by_peer else None
+                self._leg_lost(LeaseEvent.CUT, str(message.value))
         return None
 
-    def _happened(self, event: LeaseEvent, sent: float = 0.0, now: float | None = None) -> None:
+    def _happened(self, event: LeaseEvent, sent: float = 0.0) -> None:
         before = self.due
-        self._tenure = self._tenure.after(event, boottime() if now is None else now, sent)
+        self._tenure = self._tenure.after(event, boottime(), sent)
         if self.due != before:
             self._guard.until(self.due, self._tenure.stop_s)
 
@@ -246,17 +254,23 @@ class Keeper:
     def _leg_lost(self, event: LeaseEvent, why: str) -> None:
         self._happened(event)
         if self._returning is None and self._tenure.state is LeaseState.SUSPECT:
-            self._lost_at = boottime()
-            left_s = self.due - boottime()
-            self._talk.say(f"{why}; the command runs on for {left_s:.0f} s while we look for it")
+            self._say_left(why)
             self._returning = asyncio.create_task(self._return())
 
+    def _say_left(self, why: str) -> None:
+        left_s = self.due - boottime()
+        self._talk.say(f"{why}; the command runs on for {left_s:.0f} s while we look for its host")
+
     async def _return(self) -> None:
-        """Ask for our lease at one broker after the other, until its host resumes it."""
-        brokers = cycle(self._brokers)
+        """Ask for our lease at one broker after the other, until its host resumes it.
+
+        First at the one that has closed our connection: the soonest look says best why.
+        """
+        brokers = chain([self._closer] if self._closer else [], cycle(self._brokers))
         while True:
             try:
                 line = await self._reachable(brokers)
+                self._closer = None  # it lives
                 job = await line.submit(lease_function(self._lease.id), self._attach(), random_id())
                 await self._answered(line, job)
             except BrokerUnreachable as error:
@@ -266,15 +280,18 @@ class Keeper:
             await asyncio.sleep(_RETRY_S)
 
     def _missed(self, error: BrokerUnreachable) -> None:
-        """A broker can't be reached. One that refuses has ended, and has told our host nothing.
-
-        One that does not answer may live, and take us for dead: we have as little time as if we
-        had given the connection up.
+        """A broker can't be reached. The one that closed our connection, and refuses another,
+        has died and told our host nothing. One that does not answer may have.
         """
-        [(address, _)] = error.attempts
-        legs_at = self._leg_line and str(self._leg_line.link.endpoint)
-        if address == legs_at and not isinstance(error.__cause__, ConnectionRefusedError):
-            self._happened(LeaseEvent.GAVE_UP, now=self._lost_at)
+        closer, (address, _) = self._closer, error.attempts[0]
+        if closer is None or address != str(closer):
+            return
+        if is_refusal(error.__cause__):
+            self._closer = None
+            self._happened(LeaseEvent.SPARED)
+            self._say_left(f"broker {address} is down")
+        elif isinstance(error.__cause__, TimeoutError):
+            self._closer = None
 
     async def _answered(self, line: Line, job: SubmittedJob) -> None:
         """Wait for the job's end: no way back here. When the host resumes, this task is ended."""
@@ -286,12 +303,11 @@ class Keeper:
             line.link.abort("another broker may know more")
             raise
 
-    async def _reachable(self, brokers: "cycle[Endpoint]") -> Line:
+    async def _reachable(self, brokers: "Iterator[Endpoint]") -> Line:
         """The line that we have, or one to the next broker. Raises BrokerError."""
         if not self._line.link.is_lost:
             return self._line
-        patience_s = min(_ANSWER_S, _PATIENCE * self._lease.terms.reattach_s)
-        link = await Link.open(next(brokers), client_id=self._client_id, timeout=patience_s)
+        link = await Link.open(next(brokers), client_id=self._client_id, timeout=_ANSWER_S)
         self._line = await self._stack.enter_async_context(Line(link, self._callback, self._inbox))
         return self._line
 
@@ -314,7 +330,7 @@ class Keeper:
                 decline(call)
             return
         now = boottime()
-        self._call, self._leg_line = call, line
+        self._call, self._leg_line, self._closer = call, line, None
         self._heard, self._heard_at = 0, now
         self._beat = min(self._beat + 1, MAX_BEAT)
         self._sent[self._beat] = now

@@ -36,6 +36,9 @@ class KeeperV1:
         """See LeaseKeeper; version 1 has none."""
         return "", b""
 
+    def when_closed(self) -> None:
+        """See LeaseKeeper; version 1 hosts tell nobody when they take a client for dead."""
+
     async def run(self) -> None:
         """See LeaseKeeper."""
         async with running(self._host_gone()) as gone, running(self._told()) as told:

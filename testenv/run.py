@@ -6,7 +6,7 @@ import pwd
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
-from schemas.errors import LeaseTimeout, LockError, NoEnvironment, OfferRefused
+from schemas.errors import LeaseLost, LeaseTimeout, LockError, NoEnvironment, OfferRefused
 from schemas.legs import Result
 from schemas.lock import LockRequest
 from schemas.names import callback_function, random_id
@@ -49,6 +49,9 @@ class LeaseKeeper(Protocol):
 
     def last_words(self) -> tuple[str, bytes]:
         """What it submits instead, and to which function, over a connection of its own."""
+
+    def when_closed(self) -> tuple[float, float] | None:
+        """What the guard does once the connection is closed, if we don't see it: see LastWill."""
 
     @property
     def over(self) -> "asyncio.Future[LockError]":
@@ -184,7 +187,7 @@ class _Run:
         with workspace(name, acquired.call.arguments, self._options.datafile) as files:
             self._guard.until(keeper.due, keeper.stop_s)
             fd = acquired.line.link.fileno()
-            will = LastWill(fd, keeper.farewell(), *keeper.last_words())
+            will = LastWill(fd, keeper.farewell(), *keeper.last_words(), keeper.when_closed())
             try:
                 await command.start(files.environment, str(files.directory), will)
                 failure = await self._until_over(keeper, keeping)
@@ -210,6 +213,8 @@ class _Run:
             if not exited.done():
                 self._talk.say("the lease is over; stopping the command")
             return keeper.over.result()
+        if exited.done() and self._command.was_due:
+            return LeaseLost("its connection was lost while this client was stopped")
         return None if exited.done() else await _why(keeping)
 
     async def _wind_up(

@@ -27,9 +27,11 @@ class LeaseEvent(StrEnum):
     ECHOED = "echoed"
     """The host has heard one of our beats."""
     LEG_LOST = "leg lost"
-    """The other side has ended a leg: a broker or an agent is gone, or restarts."""
-    GAVE_UP = "gave up"
-    """We have closed the connection because it was silent: the host may take us for dead."""
+    """The host is silent, or gone from the broker; our connection is not."""
+    CUT = "cut"
+    """Our connection is closed: the host may be told so, and take us for dead."""
+    SPARED = "spared"
+    """The broker that closed it has died itself, and has told the host nothing."""
     RESUMED = "resumed"
     """Both legs are back."""
     TOLD = "told to end"
@@ -48,11 +50,11 @@ LEASE_TRANSITIONS: Mapping[tuple[LeaseState, LeaseEvent], LeaseState] = MappingP
     {
         (_S.OFFERED, _E.CONFIRMED): _S.ACTIVE,
         (_S.OFFERED, _E.LEG_LOST): _S.ENDED,
-        (_S.OFFERED, _E.GAVE_UP): _S.ENDED,
+        (_S.OFFERED, _E.CUT): _S.ENDED,
         (_S.OFFERED, _E.TOLD): _S.ENDED,
         (_S.OFFERED, _E.DUE): _S.ENDED,
         (_S.ACTIVE, _E.LEG_LOST): _S.SUSPECT,
-        (_S.ACTIVE, _E.GAVE_UP): _S.SUSPECT,
+        (_S.ACTIVE, _E.CUT): _S.SUSPECT,
         (_S.ACTIVE, _E.TOLD): _S.ENDED,
         (_S.ACTIVE, _E.OVER): _S.ENDED,
         (_S.ACTIVE, _E.DUE): _S.ENDED,
@@ -69,15 +71,16 @@ class Tenure(NamedTuple):
     """A lease's state at its client. Times are seconds of the client's monotonic clock.
 
     `grace_s`: what ending the command takes, with as much time to clean up as its user wants.
-    `until`: the command must be dead by then. `hurried`: that may be too soon for all of
-    `grace_s`. A NamedTuple, not a dataclass: a client's way to its command is measured.
+    The command must be dead by `until`: by `echoed`, which the beats move, and by `cut`, which may
+    be too soon for all of `grace_s`. A NamedTuple, not a dataclass: a client's way to its command
+    is measured.
     """
 
     terms: Terms
     grace_s: float
     state: LeaseState
-    until: float
-    hurried: bool = False
+    echoed: float
+    cut: float = float("inf")
 
     @classmethod
     def acked(cls, terms: Terms, grace_s: float, now: float) -> "Tenure":
@@ -85,11 +88,16 @@ class Tenure(NamedTuple):
         return cls(terms, grace_s, LeaseState.OFFERED, now + terms.untaken_s)
 
     @property
+    def until(self) -> float:
+        """When the command must be dead."""
+        return min(self.echoed, self.cut)
+
+    @property
     def stop_s(self) -> float:
         """How long before `until` the command is told to end."""
         if self.state is LeaseState.OFFERED:
             return 0.0
-        bound = self.terms.reattach_s / 2 if self.hurried else self.terms.ttl_s / 3
+        bound = self.terms.reattach_s / 2 if self.cut < float("inf") else self.terms.ttl_s / 3
         return min(self.grace_s, bound)
 
     @property
@@ -105,10 +113,18 @@ class Tenure(NamedTuple):
         state = LEASE_TRANSITIONS.get((self.state, event), self.state)
         moved = self._replace(state=state)
         if event is LeaseEvent.CONFIRMED and self.state is LeaseState.OFFERED:
-            return moved._replace(until=sent + self.terms.ttl_s)
+            return moved._replace(echoed=sent + self.terms.ttl_s)
         if event is LeaseEvent.ECHOED and state is LeaseState.ACTIVE:
-            return moved._replace(until=max(self.until, sent + self.terms.ttl_s), hurried=False)
-        if event is LeaseEvent.GAVE_UP:  # a command that is being ended has to hurry, too
-            bound = now + self.terms.reattach_s * _EARLY
-            return moved._replace(until=min(self.until, bound), hurried=True)
+            return moved._replace(
+                echoed=max(self.echoed, sent + self.terms.ttl_s), cut=float("inf")
+            )
+        if event is LeaseEvent.CUT:  # a command that is being ended has to hurry, too
+            return moved._replace(cut=min(self.cut, now + cut_s(self.terms)))
+        if event is LeaseEvent.SPARED and state is LeaseState.SUSPECT:
+            return moved._replace(cut=float("inf"))
         return moved
+
+
+def cut_s(terms: Terms) -> float:
+    """How long a command may live once its client's connection is closed."""
+    return terms.reattach_s * _EARLY

@@ -25,6 +25,9 @@ BOUND_S = 15.0
 SLACK_S = 0.7
 """What a busy machine may add to what a guard does in milliseconds."""
 
+CUT_S = 0.3
+"""How long a command may live after its client's connection was closed."""
+
 OBEDIENT = "trap 'exit 7' TERM; echo >up; while :; do sleep 0.02; done"
 STUBBORN = "trap '' TERM; echo >up; while :; do sleep 0.02; done"
 
@@ -41,7 +44,8 @@ class Client:
 
     def order(self) -> None:
         """Order the start."""
-        self.guard.run({}, "", LastWill(self._link.fileno(), b"first"))
+        will = LastWill(self._link.fileno(), b"first", when_closed=(CUT_S, 10))
+        self.guard.run({}, "", will)
 
     def start(self) -> None:
         """Start the command, and wait until it has set its traps."""
@@ -107,6 +111,12 @@ def wait_until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def ended_when_due(client: Client) -> int:
+    """As `ended_by`, of a command that its guard has ended in its client's place."""
+    assert client.hears() == Event(Happening.DUE)
+    return ended_by(client.hears())
+
+
 def ended_by(event: Event) -> int:
     """The exit status, or minus the signal, of a command that is over."""
     assert event.what in (Happening.EXITED, Happening.ENDED)
@@ -119,7 +129,7 @@ def test_command_is_told_to_end_a_moment_after_it_is_due(tmp_path: Path) -> None
         client.start()
         due = boottime() + 0.3
         client.guard.until(due, kill_after_s=10)
-        assert ended_by(client.hears()) == 7
+        assert ended_when_due(client) == 7
         assert GUARD_LATER_S <= boottime() - due < GUARD_LATER_S + SLACK_S
 
 
@@ -128,7 +138,7 @@ def test_stubborn_command_is_dead_its_grace_after_it_was_due(tmp_path: Path) -> 
         client.start()
         due = boottime() + 0.3
         client.guard.until(due, kill_after_s=1.5)
-        assert ended_by(client.hears()) == -signal.SIGKILL
+        assert ended_when_due(client) == -signal.SIGKILL
         assert 1.5 <= boottime() - due < 1.5 + SLACK_S
 
 
@@ -137,7 +147,7 @@ def test_due_before_the_start_holds_for_the_command(tmp_path: Path) -> None:
         due = boottime() + 0.3
         client.guard.until(due, kill_after_s=10)
         client.start()
-        assert ended_by(client.hears()) == 7
+        assert ended_when_due(client) == 7
         assert GUARD_LATER_S <= boottime() - due < GUARD_LATER_S + SLACK_S
 
 
@@ -147,7 +157,7 @@ def test_lease_s_time_is_its_first_due_and_can_be_moved(tmp_path: Path) -> None:
         client.start()
         due = boottime() + 1
         client.guard.until(due, kill_after_s=10)
-        assert ended_by(client.hears()) == 7
+        assert ended_when_due(client) == 7
         assert GUARD_LATER_S <= boottime() - due < GUARD_LATER_S + SLACK_S
 
 
@@ -158,7 +168,7 @@ def test_command_lives_on_as_long_as_each_beat_moves_its_end(tmp_path: Path) -> 
             due = boottime() + 0.1
             client.guard.until(due, kill_after_s=10)
             time.sleep(0.3)
-        assert ended_by(client.hears()) == 7
+        assert ended_when_due(client) == 7
         assert GUARD_LATER_S <= boottime() - due < GUARD_LATER_S + SLACK_S
 
 
@@ -178,7 +188,7 @@ def test_end_that_has_begun_is_not_taken_back(tmp_path: Path) -> None:
         client.guard.until(boottime() - GUARD_LATER_S, kill_after_s=GUARD_LATER_S + 0.5)
         wait_until((tmp_path / "told").exists)
         client.guard.until(boottime() + 60, kill_after_s=10)
-        assert ended_by(client.hears()) == -signal.SIGKILL
+        assert ended_when_due(client) == -signal.SIGKILL
 
 
 def test_command_due_while_the_machine_was_suspended_is_killed_when_it_is_back(
@@ -192,7 +202,7 @@ def test_command_due_while_the_machine_was_suspended_is_killed_when_it_is_back(
         time.sleep(0.2)
         clock.suspend(3600)
         back = time.monotonic()
-        assert ended_by(client.hears()) == -signal.SIGKILL
+        assert ended_when_due(client) == -signal.SIGKILL
         assert time.monotonic() - back < 5 + SLACK_S
 
 
@@ -207,6 +217,42 @@ def test_command_due_while_the_machine_was_suspended_is_not_started_after_it(
         client.order()
         assert client.hears() == Event(Happening.NOT_STARTED, errno.ETIME)
     assert not (tmp_path / "ran").exists()
+
+
+def test_closed_connection_is_seen_for_a_client_that_is_stopped(tmp_path: Path) -> None:
+    with client_of(OBEDIENT, tmp_path) as client:
+        client.guard.until(boottime() + 60, kill_after_s=10)
+        client.start()
+        client.broker.close()
+        closed = boottime()
+        client.guard.until(boottime() + 60, kill_after_s=10)  # of before the client saw it
+        assert ended_when_due(client) == 7
+        bound = CUT_S + GUARD_LATER_S
+        assert bound <= boottime() - closed < bound + SLACK_S
+
+
+def test_client_that_knows_of_its_closed_connection_decides_itself(tmp_path: Path) -> None:
+    with client_of(OBEDIENT, tmp_path) as client:
+        client.guard.until(boottime() + 60, kill_after_s=10)
+        client.start()
+        client.broker.close()
+        time.sleep(0.1)
+        client.guard.link_closed()
+        due = boottime() + CUT_S + 1
+        client.guard.until(due, kill_after_s=10)
+        assert ended_when_due(client) == 7
+        assert boottime() >= due
+
+
+def test_connection_that_the_client_has_left_may_be_closed(tmp_path: Path) -> None:
+    with client_of(OBEDIENT, tmp_path) as client:
+        due = boottime() + CUT_S + 1
+        client.guard.until(due, kill_after_s=10)
+        client.start()
+        with client.move():
+            client.broker.close()
+            assert ended_when_due(client) == 7
+        assert boottime() >= due
 
 
 def test_stop_takes_another_grace_and_a_second_one_only_hastens_it(tmp_path: Path) -> None:

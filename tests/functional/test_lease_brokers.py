@@ -1,5 +1,7 @@
 """A broker dies, or forgets a connection, while leases run and clients wait."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -160,6 +162,26 @@ def test_client_that_is_cut_off_and_finds_no_way_back_is_dead_before_its_environ
         cable.swallow()
         assert job.exits() == ExitStatus.LEASE_LOST
         end = host.ended(job.lease)
+        assert job.last_sign < when(end.ended)
+        assert job.last_sign < cut + terms.reattach_s
+
+
+@over_all_brokers
+def test_stopped_client_whose_connection_is_cut_is_ended_by_its_guard_in_time(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    terms = Terms(beat_s=0.3, ttl_s=12, margin_s=2, reattach_s=4, untaken_s=2)
+    with staged(tmp_path, broker, terms=terms) as stage, cable_to(broker.endpoint) as cable:
+        host = stage.host()
+        job = stage.job(brokers=str(cable.endpoint))
+        job.begins()
+        stage.holds(host, job.held)
+        os.kill(job.process.pid, signal.SIGSTOP)
+        cut = time.time()
+        cable.cut()
+        end = host.ended(job.lease)
+        os.kill(job.process.pid, signal.SIGCONT)
+        assert job.exits() == ExitStatus.LEASE_LOST
         assert job.last_sign < when(end.ended)
         assert job.last_sign < cut + terms.reattach_s
 

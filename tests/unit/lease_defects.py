@@ -59,9 +59,7 @@ class HostThatCountsAnOldCut(Host):
 class _NeverHurried(client_side.Tenure):
     def after(self, event: Event, now: float, sent: float = 0.0) -> client_side.Tenure:
         moved = super().after(event, now, sent)
-        if event is Event.GAVE_UP:
-            return moved._replace(until=self.until, hurried=self.hurried)
-        return moved
+        return moved._replace(cut=self.cut) if event is Event.CUT else moved
 
 
 class ClientThatDoesNotHurry(Client):
@@ -71,8 +69,8 @@ class ClientThatDoesNotHurry(Client):
 class _HurriedOnTheHostsClock(client_side.Tenure):
     def after(self, event: Event, now: float, sent: float = 0.0) -> client_side.Tenure:
         moved = super().after(event, now, sent)
-        if event is Event.GAVE_UP:
-            return moved._replace(until=min(self.until, now + self.terms.reattach_s))
+        if event is Event.CUT:
+            return moved._replace(cut=min(self.cut, now + self.terms.reattach_s))
         return moved
 
 
@@ -85,13 +83,21 @@ class ClientThatTrustsTheClocks(Client):
 class _NotHurriedWhileEnding(client_side.Tenure):
     def after(self, event: Event, now: float, sent: float = 0.0) -> client_side.Tenure:
         moved = super().after(event, now, sent)
-        return moved._replace(until=self.until) if self.state is State.ENDED else moved
+        return moved._replace(cut=self.cut) if self.state is State.ENDED else moved
 
 
 class ClientThatEndsItsCommandAtLeisure(Client):
-    """Giving up does not hurry what is being ended already."""
+    """A closed connection does not hurry what is being ended already."""
 
     tenures = _NotHurriedWhileEnding
+
+
+class ClientThatTakesAnyBrokerForDead(Client):
+    """It counts one that answers no more as one that refuses."""
+
+    def _first_look(self) -> None:
+        self.tell(Event.SPARED)
+        super()._first_look()
 
 
 class ClientThatStartsLate(Client):
@@ -120,6 +126,13 @@ class ClientThatReportsTooEarly(Client):
         self._report(HostEvent.COMPLETED)
 
 
+class ClientWhoseGuardDoesNotWatchTheLink(Client):
+    """A client that is stopped goes on as if its connection was still open."""
+
+    def _guard_sees_close(self) -> None:
+        pass
+
+
 class ClientWhoseGuardSleeps(Client):
     """Nobody ends the command of a client that is stopped."""
 
@@ -139,6 +152,8 @@ DEFECTIVE_CLIENTS = (
     ClientThatDoesNotHurry,
     ClientThatTrustsTheClocks,
     ClientThatEndsItsCommandAtLeisure,
+    ClientThatTakesAnyBrokerForDead,
+    ClientWhoseGuardDoesNotWatchTheLink,
     ClientThatStartsLate,
     ClientThatDeclinesItsOwnOffer,
     ClientThatReportsTooEarly,

@@ -361,16 +361,30 @@ class Client:
             return
         if self.is_stopped:
             self._inbox.append(partial(self.broker_lost, connection))
+            self._guard_sees_close()
         elif self.is_alive:
-            self.is_connected, self._leg = False, None
-            self.tell(Event.LEG_LOST)
-            self._reattach()
+            has_leg, self.is_connected, self._leg = bool(self._leg), False, None
+            if has_leg:
+                self.tell(Event.CUT)
+                self._first_look()
+
+    def _guard_sees_close(self) -> None:
+        """It hurries in place of a client that is stopped, without being told."""
+        if self.tenure and self.command and self._leg:
+            self.tenure = self.tenure.after(Event.CUT, self.clock.now())
+            self._watch()
+
+    def _first_look(self) -> None:
+        """Whether the broker that closed our connection has died."""
+        if not self.world.broker_up and not self.is_deaf:
+            self.tell(Event.SPARED)
+        self._reattach()
 
     def give_up(self) -> None:
         """Close a connection that is silent, or seems so."""
         if self.is_alive and not self.is_stopped and self.is_connected:
             self.is_connected, self._leg = False, None
-            self.tell(Event.GAVE_UP)
+            self.tell(Event.CUT)
             self.world.closed(self.connection)
             self._reattach()
 

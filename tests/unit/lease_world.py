@@ -149,6 +149,12 @@ class World:
         arrive = partial(self.host.cut, connection)
         self.carry_surely(connection, TO_HOST, arrive)
 
+    def reset(self, connection: Connection) -> None:
+        """Close it for both, at once: whoever is between them can, if the client is reached."""
+        if not connection.client.is_deaf:
+            self.closed(connection)
+            connection.client.broker_lost(connection)
+
     def leg_lost(self, leg: Leg) -> None:
         """The broker tells the client that the host's side of `leg` is gone."""
         client = leg.connection.client

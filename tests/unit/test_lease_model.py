@@ -26,7 +26,9 @@ from tests.unit.lease_defects import (
     DEFECTIVE_HOSTS,
     ClientThatEndsItsCommandAtLeisure,
     ClientThatStartsLate,
+    ClientThatTakesAnyBrokerForDead,
     ClientThatTrustsTheClocks,
+    ClientWhoseGuardDoesNotWatchTheLink,
     HostThatEchoesBeforeTheAck,
 )
 from tests.unit.lease_rig import Client, Host
@@ -115,6 +117,15 @@ class Leases(RuleBasedStateMachine):
         self.world.run(after)
         if self.client:
             self.client.give_up()
+
+    @rule(then_cut_off=st.booleans(), after=MOMENTS)
+    def connection_is_reset(self, then_cut_off: bool, after: float) -> None:
+        """Something between client and broker closes it for both, and may let no other pass."""
+        self.world.run(after)
+        if client := self.client:
+            self.world.reset(client.connection)
+            if then_cut_off:
+                client.cut_off(both_ways=True)
 
     @rule(after=MOMENTS)
     def client_is_stopped(self, after: float) -> None:
@@ -245,6 +256,12 @@ FEW_RULES: dict[type[Host | Client], tuple[str, ...]] = {
         "client_gives_up",
         "time_passes",
         "all_are_back",
+    ),
+    ClientThatTakesAnyBrokerForDead: ("connection_is_reset", "time_passes"),
+    ClientWhoseGuardDoesNotWatchTheLink: (
+        "connection_is_reset",
+        "client_is_stopped",
+        "time_passes",
     ),
     ClientThatTrustsTheClocks: ("client_gives_up", "client_is_cut_off", "time_passes"),
 }

@@ -18,6 +18,7 @@ SILENCE_S = TERMS.ttl_s + TERMS.margin_s
 GRACE_S = 3.0
 NOW = 1000.0
 SOON, LATE = NOW + 1.0, NOW + 200.0
+NEVER = math.inf
 """A due, or until, that nearly has come; and one that is later than any event would set it."""
 
 HOST_PAIRS = list(product(HostState, HostEvent))
@@ -41,7 +42,8 @@ CLIENT_TABLE = """
 CONFIRMED  active   active   suspect  ended
 ECHOED     offered  active   suspect  ended
 LEG_LOST   ended    suspect  suspect  ended
-GAVE_UP    ended    suspect  suspect  ended
+CUT        ended    suspect  suspect  ended
+SPARED     offered  active   suspect  ended
 RESUMED    offered  active   active   ended
 TOLD       ended    ended    ended    ended
 OVER       offered  ended    ended    ended
@@ -66,8 +68,8 @@ def at_host(state: HostState, due: float = LATE, touched: bool = False) -> host_
     return host_side.Tenure(TERMS, state, due, touched)
 
 
-def at_client(state: State, until: float = LATE, hurried: bool = False) -> client_side.Tenure:
-    return client_side.Tenure(TERMS, GRACE_S, state, until, hurried)
+def at_client(state: State, echoed: float = LATE, cut: float = NEVER) -> client_side.Tenure:
+    return client_side.Tenure(TERMS, GRACE_S, state, echoed, cut)
 
 
 def test_the_tables_here_know_every_pair() -> None:
@@ -111,21 +113,24 @@ def test_only_a_client_that_is_heard_or_cut_moves_the_hosts_due(
 
 
 @pytest.mark.parametrize(("state", "event"), PAIRS)
-@pytest.mark.parametrize("until", [SOON, LATE])
-@pytest.mark.parametrize("hurried", [False, True])
-def test_only_a_confirm_an_echo_and_giving_up_move_the_clients_until(
-    state: State, event: Event, until: float, hurried: bool
+@pytest.mark.parametrize("echoed", [SOON, LATE])
+@pytest.mark.parametrize("cut", [SOON, NEVER])
+def test_beats_move_one_of_the_clients_bounds_and_a_closed_connection_the_other(
+    state: State, event: Event, echoed: float, cut: float
 ) -> None:
     sent = NOW - 2
-    expected = until, hurried
+    expected = echoed, cut
     if (state, event) == (State.OFFERED, Event.CONFIRMED):
-        expected = sent + TERMS.ttl_s, hurried
+        expected = sent + TERMS.ttl_s, cut
     if (state, event) == (State.ACTIVE, Event.ECHOED):
-        expected = max(until, sent + TERMS.ttl_s), False
-    if event is Event.GAVE_UP:
-        expected = min(until, NOW + 0.9 * TERMS.reattach_s), True
-    tenure = at_client(state, until, hurried).after(event, NOW, sent)
-    assert (tenure.until, tenure.hurried) == expected
+        expected = max(echoed, sent + TERMS.ttl_s), NEVER
+    if event is Event.CUT:
+        expected = echoed, min(cut, NOW + 0.9 * TERMS.reattach_s)
+    if (state, event) == (State.SUSPECT, Event.SPARED):
+        expected = echoed, NEVER
+    tenure = at_client(state, echoed, cut).after(event, NOW, sent)
+    assert (tenure.echoed, tenure.cut) == expected
+    assert tenure.until == min(expected)
 
 
 @pytest.mark.parametrize("event", HostEvent)
@@ -193,13 +198,13 @@ def test_a_client_waits_for_its_confirm_to_the_last_moment() -> None:
 
 @pytest.mark.parametrize("state", [State.ACTIVE, State.SUSPECT])
 @pytest.mark.parametrize(
-    ("grace_s", "hurried", "stop_s"),
-    [(3.0, False, 3.0), (30.0, False, 20.0), (3.0, True, 3.0), (30.0, True, 5.0)],
+    ("grace_s", "cut", "stop_s"),
+    [(3.0, NEVER, 3.0), (30.0, NEVER, 20.0), (3.0, LATE, 3.0), (30.0, LATE, 5.0)],
 )
 def test_a_command_is_told_to_end_as_early_as_its_grace_needs_and_the_terms_allow(
-    state: State, grace_s: float, hurried: bool, stop_s: float
+    state: State, grace_s: float, cut: float, stop_s: float
 ) -> None:
-    tenure = client_side.Tenure(TERMS, grace_s, state, LATE, hurried)
+    tenure = client_side.Tenure(TERMS, grace_s, state, LATE, cut)
     assert tenure.due == LATE - stop_s
 
 
