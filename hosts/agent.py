@@ -15,7 +15,7 @@ from typing import Any
 from broker.endpoint import Endpoint
 from broker.links import Links
 from broker.worker import serve
-from hosts.admission import Admission
+from hosts.admission import Admission, Bar, Shutdown
 from hosts.caretaker import Caretaker
 from hosts.control import Control
 from hosts.journal import Journal
@@ -56,7 +56,10 @@ class Agent:
         self._journal = journal
         self._drain_timeout_s = drain_timeout_s
         self._timing = timing
-        self._admission = Admission()
+        self._shutdown = Shutdown()
+        self._admissions: dict[str, Admission] = {
+            caretaker.id: self._shutdown.admission() for caretaker in caretakers
+        }
         self._hurry = asyncio.Event()
         self._lives: dict[asyncio.Task[Any], Slot] = {}
         self._started = datetime.now(UTC)
@@ -72,12 +75,12 @@ class Agent:
                 receiving = group.create_task(reception.run())
                 control = group.create_task(self._answer_operators())
                 slots = [group.create_task(self._live(one, reception)) for one in self._caretakers]
-                await self._admission.stopped.wait()
+                await self._shutdown.stopped.wait()
                 kept = sum(slot.outlives_agent for slot in self._slots)
                 log.info("stopping; %d leases are left to the next agent", kept)
                 hurry = group.create_task(self._hurry.wait())
                 await self._drained(hurry)
-                self._admission.leave()
+                self._shutdown.leave()
                 await asyncio.wait(slots, timeout=_LEAVING_S)
                 left = [task for task in slots if not task.done()]
                 if left:
@@ -116,7 +119,7 @@ class Agent:
             version=version("testenv"),
             pid=os.getpid(),
             started=self._started,
-            draining=self._admission.stopped.is_set(),
+            draining=self._shutdown.stopped.is_set(),
             environments=tuple(slot.report() for slot in self._slots),
         )
 
@@ -135,7 +138,8 @@ class Agent:
 
     async def _live(self, caretaker: Caretaker, reception: Reception) -> None:
         async with Links(self._endpoints, client_id=caretaker.id) as links:
-            slot = Slot(caretaker, links, reception, self._journal, self._admission, self._timing)
+            admission = self._admissions[caretaker.id]
+            slot = Slot(caretaker, links, reception, self._journal, admission, self._timing)
             if life := asyncio.current_task():
                 self._lives[life] = slot
             await slot.run()
@@ -162,17 +166,19 @@ class Agent:
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        if self._admission.stopped.is_set():
+        if self._shutdown.stopped.is_set():
             self._hurry.set()
-        self._admission.stop()
+        self._shutdown.stop()
 
     def _cordon(self) -> None:
         log.info("cordoned: no new lease is admitted until SIGUSR1")
-        self._admission.cordon()
+        for admission in self._admissions.values():
+            admission.close(Bar.CORDON, "SIGUSR2")
 
     def _uncordon(self) -> None:
         log.info("uncordoned")
-        self._admission.uncordon()
+        for admission in self._admissions.values():
+            admission.open(Bar.CORDON)
 
 
 @contextlib.contextmanager

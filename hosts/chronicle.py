@@ -1,5 +1,6 @@
 """The journal as people read it, also while its agent runs."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,6 +20,7 @@ class EnvironmentRecord(NamedTuple):
     state: str
     reason: str
     since: str
+    cordoned: str | None = None
 
 
 class LeaseRecord(NamedTuple):
@@ -35,6 +37,7 @@ class LeaseRecord(NamedTuple):
     timeout_s: float
     ended: str | None
     reason: str
+    exit_code: int | None = None
 
 
 class EventRecord(NamedTuple):
@@ -91,8 +94,12 @@ def read_journal(path: Path, *, limit: int = KEEP_EVENTS) -> Chronicle:
 
 
 def _records(db: sqlite3.Connection, kind: type[R], query: str, limit: int) -> Iterator[R]:
-    rows = db.execute(query.format(columns=", ".join(kind._fields)), {"limit": limit})
-    return (kind(*row) for row in rows)
+    # A file that no newer agent has opened yet lacks the columns that have defaults here.
+    [table] = re.findall(r"FROM (environments|leases|events)\b", query)[:1]
+    there = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
+    columns = [name for name in kind._fields if name in there]
+    rows = db.execute(query.format(columns=", ".join(columns)), {"limit": limit})
+    return (kind(**dict(zip(columns, row, strict=True))) for row in rows)
 
 
 def _no_journal(path: Path) -> JournalError:

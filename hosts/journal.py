@@ -22,12 +22,12 @@ from hosts.journal_file import (
     BROKEN,
     DEFECT,
     KEEP_EVENTS,
-    SCHEMA,
     SCHEMA_VERSION,
     journal_error,
     named_errors,
     schema_version,
     transaction,
+    upgrade,
 )
 from hosts.state import Event
 from schemas.errors import JournalError
@@ -74,11 +74,23 @@ class Remembered:
     reason: str = ""
     live: StoredLease | None = None
     """The lease that has not ended."""
+    cordoned: str | None = None
+    """Why an operator has it not offered; None if none has."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a lease ended. `exit_code`: its command's, None where that is not known."""
+
+    environment: str
+    reason: str
+    exit_code: int | None
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One event, with what it changes: `state` of the environment, and the end of `lease`."""
+    """One event, with what it changes: `state` of the environment, or its cordon, and the end of
+    `lease`."""
 
     at: str
     environment: str
@@ -87,18 +99,29 @@ class _Entry:
     lease: str | None = None
     ends_lease: bool = False
     reason: str = ""
+    exit_code: int | None = None
+    is_cordon: bool = False
+    """It sets or, without `cordon`, lifts the environment's."""
+    cordon: str | None = None
 
     def write(self, db: sqlite3.Connection) -> None:
         if self.ends_lease:
             db.execute(
-                "UPDATE leases SET ended = ?, reason = ? WHERE id = ? AND ended IS NULL",
-                (self.at, self.reason, self.lease),
+                "UPDATE leases SET ended = ?, reason = ?, exit_code = ?"
+                " WHERE id = ? AND ended IS NULL",
+                (self.at, self.reason, self.exit_code, self.lease),
             )
         if self.state is not None:
             db.execute(
-                "INSERT INTO environments VALUES (?, 0, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                "INSERT INTO environments VALUES (?, 0, ?, ?, ?, NULL) ON CONFLICT (id) DO UPDATE"
                 " SET state = excluded.state, reason = excluded.reason, since = excluded.since",
                 (self.environment, self.state, self.reason, self.at),
+            )
+        if self.is_cordon:
+            db.execute(
+                "INSERT INTO environments VALUES (?, 0, ?, '', ?, ?) ON CONFLICT (id) DO UPDATE"
+                " SET cordoned = excluded.cordoned",
+                (self.environment, EnvState.BUILDING, self.at, self.cordon),
             )
         added = db.execute(
             "INSERT INTO events (at, environment, lease, event, state, reason)"
@@ -170,9 +193,16 @@ class Journal:
         """Something happened that changes neither the environment's state nor a lease's end."""
         await self._record(_Entry(self._time(), env_id, event, lease=lease, reason=_text(reason)))
 
-    async def end(self, lease_id: str, env_id: str, state: EnvState, reason: str) -> None:
+    async def end(
+        self,
+        lease_id: str,
+        env_id: str,
+        state: EnvState,
+        reason: str,
+        exit_code: int | None = None,
+    ) -> None:
         """The lease has ended, and with it the environment is in `state`: DIRTY, or READY if
-        nobody has touched it."""
+        nobody has touched it. `exit_code`: its command's, where that is known."""
         await self._record(
             _Entry(
                 self._time(),
@@ -182,8 +212,33 @@ class Journal:
                 lease=lease_id,
                 ends_lease=True,
                 reason=_text(reason),
+                exit_code=exit_code,
             )
         )
+
+    async def cordon(self, env_id: str, reason: str) -> None:
+        """An operator has the environment not offered, until `uncordon`."""
+        await self._record(
+            _Entry(
+                self._time(),
+                env_id,
+                "cordoned",
+                reason=_text(reason),
+                is_cordon=True,
+                cordon=_text(reason),
+            )
+        )
+
+    async def uncordon(self, env_id: str) -> None:
+        """It may be offered again."""
+        await self._record(_Entry(self._time(), env_id, "uncordoned", is_cordon=True))
+
+    async def ended_since(self, moment: datetime) -> tuple[Ended, ...]:
+        """The leases that ended after `moment`, the oldest first. Raises JournalError."""
+        query = "SELECT environment, reason, exit_code FROM leases WHERE ended > ? ORDER BY ended"
+        since = _iso(moment)
+        rows = await self._call(lambda: self._connection.execute(query, (since,)).fetchall())
+        return tuple(Ended(*row) for row in rows)
 
     async def move(self, env_id: str, state: EnvState, reason: str = "") -> None:
         """The environment is in `state` now, by any other transition."""
@@ -259,9 +314,10 @@ class Journal:
             )
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
-        if schema_version(self._db, self._path) == 0:
+        version = schema_version(self._db, self._path)
+        if version < SCHEMA_VERSION:
             with transaction(self._db):
-                for statement in SCHEMA:
+                for statement in upgrade(version):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         (finding,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
@@ -299,7 +355,7 @@ class Journal:
             (lease.generation, lease.environment),
         )
         db.execute(
-            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '')",
+            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '', NULL)",
             (
                 lease.id,
                 lease.environment,
@@ -372,12 +428,12 @@ class Journal:
 
 def _remembered(db: sqlite3.Connection, env_id: str) -> Remembered:
     row = db.execute(
-        "SELECT generation, state, reason FROM environments WHERE id = ?", (env_id,)
+        "SELECT generation, state, reason, cordoned FROM environments WHERE id = ?", (env_id,)
     ).fetchone()
     if row is None:
         return Remembered()
-    generation, state, reason = row
-    return Remembered(generation, EnvState(state), reason, _live_lease(db, env_id))
+    generation, state, reason, cordoned = row
+    return Remembered(generation, EnvState(state), reason, _live_lease(db, env_id), cordoned)
 
 
 def _live_lease(db: sqlite3.Connection, env_id: str) -> StoredLease | None:

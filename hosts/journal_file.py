@@ -11,14 +11,15 @@ JOURNAL_NAME = "journal.db"
 """The file's name in an agent's state directory."""
 KEEP_EVENTS = 100_000
 """Older events are dropped: about 20 MB."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = (
     """CREATE TABLE environments (
         id TEXT NOT NULL PRIMARY KEY,
         generation INTEGER NOT NULL,
         state TEXT NOT NULL,
         reason TEXT NOT NULL,
-        since TEXT NOT NULL
+        since TEXT NOT NULL,
+        cordoned TEXT
     ) STRICT""",
     """CREATE TABLE leases (
         id TEXT NOT NULL PRIMARY KEY,
@@ -34,6 +35,7 @@ SCHEMA = (
         timeout_s REAL NOT NULL,
         ended TEXT,
         reason TEXT NOT NULL DEFAULT '',
+        exit_code INTEGER,
         UNIQUE (environment, generation)
     ) STRICT""",
     "CREATE UNIQUE INDEX live_lease ON leases (environment) WHERE ended IS NULL",
@@ -47,6 +49,13 @@ SCHEMA = (
         reason TEXT NOT NULL
     ) STRICT""",
 )
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE environments ADD COLUMN cordoned TEXT",
+        "ALTER TABLE leases ADD COLUMN exit_code INTEGER",
+    ),
+}
+"""What leads from each older version to the next."""
 
 BROKEN = "stop the jobs that run here, then move it away: the agent forgets their leases with it"
 DEFECT = "this is a defect of the agent, please report it"
@@ -59,6 +68,15 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "it and its directory must be writable for the agent's user",
     sqlite3.SQLITE_CONSTRAINT: DEFECT,
 }
+
+
+def upgrade(version: int) -> Iterator[str]:
+    """The statements that make a file of an older `version` one of ours; 0 is an empty one."""
+    if not version:
+        yield from SCHEMA
+        return
+    for each in range(version, SCHEMA_VERSION):
+        yield from MIGRATIONS[each]
 
 
 def schema_version(db: sqlite3.Connection, path: Path) -> int:

@@ -52,10 +52,12 @@ class End(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """`reason` is for people; `touched`: whether a command may have run."""
+    """`reason` is for people; `touched`: whether a command may have run; `exit_code`: its, if the
+    client has told it."""
 
     reason: str
     touched: bool
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class HeldLease:
         self._next_beat = float("inf")
         self._told = ""
         self._why = ""
+        self._exit_code: int | None = None
         self._granting: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._desk = ExitStack()
@@ -161,7 +164,7 @@ class HeldLease:
                 # gearmand gives us the request of an agent that it has lost: its client may have a
                 # lease on it, of which we can't say that it is over.
                 self._leg.up.fail()
-        return Ending(self._why, self._tenure.touched)
+        return Ending(self._why, self._tenure.touched, self._exit_code)
 
     def _open_desk(self) -> None:
         self._desk.enter_context(self._reception.open_for(self._lease.id, self._called))
@@ -239,6 +242,8 @@ class HeldLease:
                     self._leg.up.exception(value.encode())
             case LeaseState.ENDED:
                 self._why = self._ending(event, value)
+                if event is LeaseEvent.COMPLETED and isinstance(value, Result):
+                    self._exit_code = value.exit_code
 
     def _ending(self, event: LeaseEvent, value: Any) -> str:
         if self._told:

@@ -11,7 +11,7 @@ from typing import Any
 from broker.links import LinkSource
 from broker.worker import Assignment, Worker
 from hosts import lease_v1
-from hosts.admission import Admission
+from hosts.admission import Admission, Bar
 from hosts.caretaker import Caretaker
 from hosts.journal import Journal, StoredLease
 from hosts.lease import End, Ending, Grant, HeldLease, secret_hash
@@ -89,6 +89,7 @@ class Slot:
         self._state = EnvState.BUILDING
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
+        self._cleared = asyncio.Event()
         self._recording: set[asyncio.Future[None]] = set()
 
     @property
@@ -112,7 +113,9 @@ class Slot:
             state=self._state,
             reason=self._reason,
             since_s=round(self._loop.time() - self._since, 1),
-            cordoned=self._admission.cordoned,
+            cordoned=self._admission.reason(Bar.CORDON) is not None,
+            cordon_reason=self._admission.reason(Bar.CORDON) or "",
+            withdrawn=self._admission.reason(Bar.SICK) or "",
             labels=self._caretaker.labels,
             lease=self.lease,
             lease_state=self._held.state.value if self._held else "",
@@ -125,6 +128,13 @@ class Slot:
         self._held.tell_to_end(reason)
         return True
 
+    def clear(self) -> bool:
+        """Trust it again, and build it anew; False if it is neither quarantined nor broken."""
+        if self._state not in (EnvState.QUARANTINED, EnvState.BROKEN):
+            return False
+        self._cleared.set()
+        return True
+
     async def run(self) -> None:
         """Live until the admission is stopped. Never raises for a broken environment."""
         acts: dict[Effect, Callable[[], Awaitable[Event | None]]] = {
@@ -133,6 +143,7 @@ class Slot:
             Effect.SERVE: self._serve,
             Effect.TURN_OVER: self._turn_over,
             Effect.WAIT: self._wait_for_retry,
+            Effect.REST: self._rest,
         }
         await self._remember()
         try:
@@ -159,11 +170,15 @@ class Slot:
         """Go on where the last agent has ended."""
         remembered = await self._journal.remembered(self.id)
         self._generation = remembered.generation
+        if remembered.cordoned is not None:
+            self._admission.close(Bar.CORDON, remembered.cordoned)
         if remembered.live:
             self._state, self._stored = EnvState.LEASED, remembered.live
             log.info("%s: lease %s goes on", self.id, remembered.live.lease.id)
         elif remembered.state is EnvState.DIRTY:
             self._state = EnvState.DIRTY
+        elif remembered.state is EnvState.QUARANTINED:
+            self._state, self._reason = EnvState.QUARANTINED, remembered.reason
 
     async def _build(self) -> Event:
         return await self._attempt(Event.BUILT, self._caretaker.build)
@@ -188,13 +203,31 @@ class Slot:
         return done
 
     async def _wait_for_retry(self) -> Event | None:
-        return None if await self._stopped_within(self._timing.retry_s) else Event.RETRY
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.retry_s):
+                return await self._rest()
+        return Event.RETRY
+
+    async def _rest(self) -> Event | None:
+        """Until an operator clears it; None when the agent stops."""
+        stopped = asyncio.ensure_future(self._admission.shutdown.stopped.wait())
+        cleared = asyncio.ensure_future(self._cleared.wait())
+        try:
+            await asyncio.wait((stopped, cleared), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            cleared.cancel()
+        if not self._cleared.is_set():
+            return None
+        self._cleared.clear()
+        self._reason = ""
+        return Event.CLEARED
 
     async def _stopped_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._admission.stopped.wait()
-        return self._admission.stopped.is_set()
+                await self._admission.shutdown.stopped.wait()
+        return self._admission.shutdown.stopped.is_set()
 
     async def _offer(self) -> Event | None:
         """Be registered until a usable request comes; None when the agent stops."""
@@ -269,7 +302,9 @@ class Slot:
                  self.id, stored.lease.id, held_s, ending.reason)  # fmt: skip
         self._stored = None
         after = EnvState.DIRTY if ending.touched else EnvState.READY
-        self._record(self._journal.end(stored.lease.id, self.id, after, ending.reason))
+        self._record(
+            self._journal.end(stored.lease.id, self.id, after, ending.reason, ending.exit_code)
+        )
         return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
 
     async def _serve_new(self, request: _Request) -> Ending | None:
@@ -306,7 +341,7 @@ class Slot:
     async def _unless_leaving(self, keeping: Coroutine[Any, Any, Ending]) -> Ending | None:
         """The lease's end; None if the agent leaves before, which the lease outlives."""
         kept = asyncio.ensure_future(keeping)
-        leaving = asyncio.ensure_future(self._admission.leaving.wait())
+        leaving = asyncio.ensure_future(self._admission.shutdown.leaving.wait())
         try:
             await asyncio.wait((kept, leaving), return_when=asyncio.FIRST_COMPLETED)
             return kept.result() if kept.done() else None

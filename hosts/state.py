@@ -28,6 +28,10 @@ class Event(StrEnum):
     FAILED = "failed"
     """Building or turnover failed."""
     RETRY = "retry"
+    DISTRUSTED = "quarantined"
+    """It, or its leases, failed too often."""
+    CLEARED = "cleared"
+    """An operator trusts it again."""
 
 
 class Effect(StrEnum):
@@ -40,6 +44,8 @@ class Effect(StrEnum):
     """Wait before the next try."""
     SERVE = "serve"
     """Run the lease to its end."""
+    REST = "rest"
+    """Wait for an operator."""
 
 
 class ForbiddenTransition(Exception):
@@ -61,6 +67,10 @@ TRANSITIONS: Mapping[tuple[EnvState, Event], EnvState] = MappingProxyType(
         (EnvState.DIRTY, Event.TURNED_OVER): EnvState.READY,
         (EnvState.DIRTY, Event.FAILED): EnvState.BROKEN,
         (EnvState.BROKEN, Event.RETRY): EnvState.BUILDING,
+        (EnvState.BROKEN, Event.CLEARED): EnvState.BUILDING,
+        (EnvState.BUILDING, Event.DISTRUSTED): EnvState.QUARANTINED,
+        (EnvState.DIRTY, Event.DISTRUSTED): EnvState.QUARANTINED,
+        (EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING,
     }
 )
 """Every transition there is. Whatever may have been touched is turned over before it is READY."""
@@ -72,7 +82,8 @@ EFFECTS: Mapping[EnvState, Effect] = MappingProxyType(
         EnvState.LEASED: Effect.SERVE,
         EnvState.DIRTY: Effect.TURN_OVER,
         EnvState.BROKEN: Effect.WAIT,
-        EnvState.HELD: Effect.WAIT,
+        EnvState.HELD: Effect.REST,
+        EnvState.QUARANTINED: Effect.REST,
     }
 )
 

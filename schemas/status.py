@@ -29,7 +29,9 @@ class EnvState(StrEnum):
     HELD = "held"
     """Kept as its last job left it, for a person."""
     BROKEN = "broken"
-    """Cannot be offered; `reason` says why."""
+    """Cannot be offered; `reason` says why. It is built again after a while."""
+    QUARANTINED = "quarantined"
+    """Failed too often, or its leases did; not offered until an operator clears it."""
 
 
 class Lease(_Wire):
@@ -57,6 +59,10 @@ class EnvironmentReport(_Wire):
     since_s: float = 0
     """Seconds in this state."""
     cordoned: bool = False
+    """Whether an operator has it not offered."""
+    cordon_reason: str = ""
+    withdrawn: str = ""
+    """Why its host does not offer it for now: the host is not well. Empty if it is."""
     labels: tuple[str, ...] = ()
     lease: Lease | None = None
     lease_state: str = ""

@@ -131,7 +131,9 @@ def _state(env: EnvironmentReport) -> str:
 
 
 def _note(env: EnvironmentReport) -> str:
-    parts = ("cordoned" if env.cordoned else "", env.reason)
+    cordon = f"cordoned: {env.cordon_reason}" if env.cordon_reason else "cordoned"
+    withdrawn = f"withdrawn: {env.withdrawn}" if env.withdrawn else ""
+    parts = (cordon if env.cordoned else "", withdrawn, env.reason)
     return ", ".join(part for part in parts if part)
 
 

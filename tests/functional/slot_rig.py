@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker.endpoint import Endpoint
 from broker.links import Links
-from hosts.admission import Admission
+from hosts.admission import Admission, Shutdown
 from hosts.caretaker import Caretaker
 from hosts.datafile import lease_data
 from hosts.journal import Journal
@@ -80,7 +80,8 @@ async def slot_at(
             reception = Reception(others)
             receiving = asyncio.create_task(reception.run())
             try:
-                yield Slot(caretaker, links, reception, journal, admission or Admission(), timing)
+                admission = admission or Shutdown().admission()
+                yield Slot(caretaker, links, reception, journal, admission, timing)
             finally:
                 receiving.cancel()
                 await asyncio.wait([receiving], timeout=SOON_S)

@@ -87,6 +87,7 @@ def test_the_journal_as_json_is_one_document(state_dir: Path) -> None:
             "state": "dirty",
             "reason": "completed",
             "since": "2026-11-26T12:00:00.000000+00:00",
+            "cordoned": None,
         }
     ]
     (lease,) = document["leases"]

@@ -14,7 +14,7 @@ from broker.endpoint import Endpoint
 from broker.link import Link
 from broker.links import OneLink
 from broker.worker import Assignment, Worker
-from hosts.admission import Admission
+from hosts.admission import Bar, Shutdown
 from hosts.slot import SlotTiming
 from schemas.errors import DriverError
 from schemas.status import EnvState
@@ -213,33 +213,38 @@ async def test_a_failed_turnover_is_never_offered(broker: RunningBroker) -> None
 async def test_a_cordoned_environment_finishes_its_lease_and_takes_no_other(
     broker: RunningBroker,
 ) -> None:
-    admission = Admission()
+    admission = Shutdown().admission()
     async with living_slot(broker, Counting(), admission) as slot, client(broker) as holder:
         await holder.request()
         offer = await holder.offer()
-        admission.cordon()
+        admission.close(Bar.CORDON, "new disk")
         assert slot.report().cordoned
+        assert slot.report().cordon_reason == "new disk"
         assert slot.report().state is EnvState.LEASED
         offer.complete()
         await reaches(slot, EnvState.READY)
         waiting = await holder.request()
         assert await offered(broker.endpoint) == 0
         assert not (await waiting.status()).running
-        admission.uncordon()
+        admission.close(Bar.SICK, "no disk space")
+        admission.open(Bar.CORDON)
+        assert slot.report().withdrawn == "no disk space"
+        assert await offered(broker.endpoint) == 0
+        admission.open(Bar.SICK)
         await holder.offer()
 
 
 async def test_stopping_lets_a_v1_client_s_lease_end(broker: RunningBroker) -> None:
-    admission = Admission()
+    shutdown = Shutdown()
     caretaker = Counting()
     async with (
-        slot_at([broker.endpoint], caretaker, admission) as slot,
+        slot_at([broker.endpoint], caretaker, shutdown.admission()) as slot,
         client(broker) as holder,
     ):
         life = asyncio.create_task(slot.run())
         await holder.request()
         offer = await holder.offer()
-        admission.stop()
+        shutdown.stop()
         done, _ = await asyncio.wait([life], timeout=0.3)
         assert not done
         offer.complete()

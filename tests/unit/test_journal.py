@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from hosts.chronicle import Chronicle, read_journal
-from hosts.journal import Journal, Remembered, StoredLease
+from hosts.journal import Ended, Journal, Remembered, StoredLease
+from hosts.journal_file import SCHEMA
+from hosts.state import Event
 from schemas.errors import JournalError
 from schemas.status import EnvState, Lease
 from tests.small_disk import fill, small_disk
@@ -66,6 +68,55 @@ async def test_a_new_journal_remembers_nothing(path: Path) -> None:
         await journal.probe()
         assert journal.pending == 0
     assert read_journal(path) == Chronicle((), (), ())
+
+
+async def test_a_cordon_is_remembered_until_it_is_lifted(path: Path) -> None:
+    async with Journal.open(path, now=Clock()) as journal:
+        await journal.cordon(ENV, "new disk")
+        assert (await journal.remembered(ENV)).cordoned == "new disk"
+        await journal.grant(a_lease())
+        await journal.end(a_lease().lease.id, ENV, EnvState.DIRTY, "exited", 7)
+    async with Journal.open(path, now=Clock()) as journal:
+        assert (await journal.remembered(ENV)).cordoned == "new disk"
+        await journal.uncordon(ENV)
+        assert (await journal.remembered(ENV)).cordoned is None
+    assert [name for name, *_ in events(path)] == [
+        "cordoned",
+        Event.GRANTED,
+        Event.LEASE_ENDED,
+        "uncordoned",
+    ]
+
+
+async def test_what_leases_ended_with_is_told_from_a_moment_on(path: Path) -> None:
+    clock = Clock()
+    async with Journal.open(path, now=clock) as journal:
+        for generation, code in ((1, 3), (2, None), (3, 0)):
+            await journal.grant(a_lease(generation))
+            if generation == 2:
+                between = clock()
+            await journal.end(a_lease(generation).lease.id, ENV, EnvState.DIRTY, "why", code)
+        assert await journal.ended_since(between) == (Ended(ENV, "why", None), Ended(ENV, "why", 0))
+
+
+async def test_a_journal_of_version_1_is_read_and_carried_over(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for statement in SCHEMA:
+            older = statement.replace(",\n        cordoned TEXT", "")
+            db.execute(older.replace("        exit_code INTEGER,\n", ""))
+        db.execute("INSERT INTO environments VALUES (?, 4, 'leased', '', 'then')", (ENV,))
+        values = ("1ea5e", ENV, 4, "job", "", "1", "cb", 2, "5ec", NOON.isoformat(), 60.0)
+        db.execute("INSERT INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?, NULL, '')", values)
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    assert read_journal(path).environments[0].cordoned is None
+    async with Journal.open(path, now=Clock()) as journal:
+        remembered = await journal.remembered(ENV)
+        assert remembered.live
+        assert (remembered.generation, remembered.live.lease.id) == (4, "1ea5e")
+        await journal.end("1ea5e", ENV, EnvState.DIRTY, "exited", 3)
+        await journal.grant(a_lease(5))
+    assert [each.exit_code for each in read_journal(path).leases] == [3, None]
 
 
 async def test_only_its_user_may_read_it(path: Path) -> None:

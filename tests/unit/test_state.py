@@ -46,5 +46,10 @@ def test_only_a_ready_environment_is_leased() -> None:
     ]
 
 
+def test_a_quarantined_environment_leaves_only_when_it_is_cleared_and_then_is_built() -> None:
+    leaving = {pair: to for pair, to in TRANSITIONS.items() if pair[0] is EnvState.QUARANTINED}
+    assert leaving == {(EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING}
+
+
 def test_every_state_has_an_effect() -> None:
     assert set(EFFECTS) == set(EnvState)
