@@ -60,6 +60,9 @@ class Kind(IntEnum):
     STATUS_RES_UNIQUE = 42
 
 
+DRAINING = "DRAINING"
+"""ERROR code of testenv-broker for a lock request: it is about to stop."""
+
 UNCERTAIN_LOSS = b"testenv: the connection was given up, not closed"
 """WORK_WARNING of testenv-broker to a job's submitter ahead of the WORK_FAIL that the loss of its
 worker brings: the broker has ended that connection itself (silence, a limit), and the worker may

@@ -12,8 +12,8 @@ from broker.protocol import REQ, RES, Kind
 MAX_PACKET = 16 * 1024 * 1024
 """Bytes of packet data accepted from a broker; a data file has a few thousand."""
 
-MAX_DIGITS = 18
-"""More than any broker sends; gearmand relays numbers of at most 9 digits."""
+MAX_DIGITS = 9
+"""gearmand relays numbers of no more digits, and nobody sends larger ones."""
 
 _HEADER = struct.Struct("!4sII")
 _MAGICS = (RES, REQ)

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -115,6 +116,10 @@ class HeldLease:
         self._exit_code: int | None = None
         self._granting: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._attempts: list[_Leg] = []
+        """The re-attachments that are under way."""
+        self._newest = 0
+        """The number of the last one."""
         self._desk = ExitStack()
 
     @property
@@ -187,9 +192,12 @@ class HeldLease:
         self._happened(event, value)
 
     def _follow(self, leg: _Leg) -> None:
-        if self._leg and self._leg is not leg:
-            self._leg.is_over = True
-            self._leg.up.complete()
+        """The client is on `leg` now: it has left all others."""
+        for other in (self._leg, *self._attempts):
+            if other and other is not leg and not other.is_over:
+                other.is_over = True
+                other.up.complete()
+        self._attempts.clear()
         self._leg = leg
 
     def _on_time(self) -> None:
@@ -343,18 +351,25 @@ class HeldLease:
             return
         known = (attach.lease, attach.generation) == (self._lease.id, self._lease.generation)
         right = hmac.compare_digest(secret_hash(attach.secret), self._grant.secret_hash)
-        if not (known and right) or len(self._tasks) > _ATTEMPTS:
+        self._attempts = [one for one in self._attempts if not one.up.is_over]
+        if not (known and right):
             log.warning("%s: lease %s: a stranger (%s) asked for it",
                         self._lease.environment, self._lease.id, call.submitter)  # fmt: skip
             call.exception(b"refused")
+        elif len(self._attempts) >= _ATTEMPTS:
+            call.exception(b"too many at a time")
         elif attach.result:
             call.complete()
             self._events.put_nowait((None, LeaseEvent.COMPLETED, Result(attach.result)))
         elif self._told:
             call.exception(self._told.encode())
         elif attach.callback == self._grant.callback:
-            resume = Resume(self._lease.id, self._lease.generation)
-            self._spawn(self._call(_Leg(call), resume.dump()))
+            # By the wall clock, so that a restarted agent counts on; one that was set back
+            # costs no more than that its next second's legs look like older ones.
+            self._newest = max(self._newest + 1, time.time_ns() // 1_000_000)
+            resume = Resume(self._lease.id, self._lease.generation, self._newest)
+            self._attempts.append(leg := _Leg(call))
+            self._spawn(self._call(leg, resume.dump()))
         else:
             call.exception(b"refused")
 

@@ -49,7 +49,12 @@ class Reception:
             self._worker.change(self._desks)
 
     def _receive(self, call: Assignment) -> None:
-        if on_call := self._desks.get(call.function):
-            on_call(call)
-        else:
+        on_call = self._desks.get(call.function)
+        if on_call is None:
             call.exception(b"the lease is over")
+            return
+        try:
+            on_call(call)
+        except Exception:  # whoever asked, and with whatever: the other leases are served
+            log.exception("%s: a call failed", call.function)
+            call.exception(b"internal error")

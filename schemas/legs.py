@@ -12,6 +12,9 @@ from schemas.errors import OfferRefused
 from schemas.lock import for_people, load
 from schemas.terms import Terms
 
+MAX_EXIT_CODE = 255
+"""Of a command; less than 0 is a signal's number, as in Python's subprocess."""
+
 MAX_BEAT = 999_999_999
 """gearmand 1.1.20 relays numbers of at most nine digits; at a beat a second, thirty years."""
 
@@ -55,22 +58,27 @@ class Offered(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """The argument of a callback that is no offer: the agent of a live lease is back."""
+    """The argument of a callback that is no offer: the agent of a live lease is back.
+
+    `leg` tells a newer one from an older, which gearmand makes again when its client is back: it
+    grows from one to the next, also over the agent's restart. 0 if the agent does not say.
+    """
 
     lease: str
     generation: int
+    leg: int = 0
 
     def dump(self) -> bytes:
         """For the wire."""
-        return _dump({"resume": self.lease, "generation": self.generation})
+        return _dump({"resume": self.lease, "generation": self.generation, "leg": self.leg})
 
     @classmethod
     def parse(cls, data: bytes) -> "Resume | None":
         """None if it is an offer."""
         ours = _parsed(data)
-        lease, generation = ours.get("resume"), ours.get("generation")
+        lease, generation, leg = (ours.get(key) for key in ("resume", "generation", "leg"))
         if isinstance(lease, str) and isinstance(generation, int):
-            return cls(lease, generation)
+            return cls(lease, generation, leg if isinstance(leg, int) else 0)
         return None
 
 
@@ -120,7 +128,8 @@ class Result(NamedTuple):
         reason, code = ours.get("reason"), ours.get("exit_code")
         if not isinstance(reason, str):
             return None
-        return cls(for_people(reason), code if isinstance(code, int) else None)
+        known = isinstance(code, int) and abs(code) <= MAX_EXIT_CODE
+        return cls(for_people(reason), code if known else None)
 
 
 def confirmation(lease_id: str) -> bytes:
@@ -154,6 +163,10 @@ def _text(ours: dict[str, Any], key: str, *, empty: bool = False) -> str:
     text = ours.get(key)
     if not isinstance(text, str) or not (text or empty):
         raise BadMessage(f"no {key}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:  # JSON may hold half a surrogate pair
+        raise BadMessage(f"{key} is no text") from exc
     return text
 
 

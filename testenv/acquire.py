@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from broker.client import Outcome, Progress, ProgressKind, SubmittedJob, first_link
 from broker.endpoint import Endpoint
+from broker.protocol import DRAINING
 from broker.worker import Assignment
 from schemas.errors import BrokerUnreachable, ConnectionLost, OfferRefused, RequestRefused
 from schemas.legs import Offered, Resume, is_confirmation
@@ -89,6 +90,9 @@ class Acquisition:
         self._talk = talk
         self._on_asked = on_asked
         self._was_asked = False
+        self._brokers = list(wish.brokers)
+        self._loss: ConnectionLost | None = None
+        """The last one."""
         self._clock = asyncio.get_running_loop().time
         self._reach_by: float | None = self._clock() + wish.connect_timeout_s
         """When there is no more hope to reach a broker; None while one has our request."""
@@ -102,7 +106,7 @@ class Acquisition:
         Raises BrokerUnreachable if none is reached in time, OfferRefused, and RequestFailed when a
         host refuses, or requests end as soon as they are made.
         """
-        failures = 0
+        failures = losses = 0
         while True:
             asked = self._clock()
             try:
@@ -111,7 +115,8 @@ class Acquisition:
                 why = str(failure)
             except ConnectionLost as lost:
                 self._lost(lost)
-                await asyncio.sleep(_PAUSES_S[0])
+                losses = losses + 1 if self._clock() - asked < _QUICK_S else 1
+                await asyncio.sleep(_PAUSES_S[min(losses, len(_PAUSES_S)) - 1])
                 continue
             failures = failures + 1 if self._clock() - asked < _QUICK_S else 1
             if failures > len(_PAUSES_S):
@@ -123,8 +128,15 @@ class Acquisition:
         wish = self._wish
         line = await self._connected()
         try:
-            self.job = await line.submit(wish.function, wish.request.dump(), wish.unique)
+            async with asyncio.timeout(self._reach_by and self._reach_by - self._clock()):
+                self.job = await line.submit(wish.function, wish.request.dump(), wish.unique)
+        except TimeoutError:
+            line.link.abort("it did not answer in time")
+            why = f"no answer within {wish.connect_timeout_s:g} s"
+            raise BrokerUnreachable([(str(line.link.endpoint), why)]) from None
         except RequestRefused as refusal:
+            if refusal.code == DRAINING:
+                raise self._left(line, refusal) from None
             raise _TryAgain(str(refusal)) from refusal
         if self._reach_by is not None:
             self._reach_by = None
@@ -148,18 +160,29 @@ class Acquisition:
         wish = self._wish
         patience_s = RECONNECT_S if self._reach_by is None else self._reach_by - self._clock()
         async with running(self._tell_silence(patience_s)):
-            link = await first_link(
-                wish.brokers,
-                wish.client_id,
-                max(0.0, patience_s),
-                persist=True,
-                # A lone broker is asked at once: whether it lives, its answer shows.
-                greeted=len(wish.brokers) > 1,
-            )
+            try:
+                link = await first_link(
+                    self._brokers,
+                    wish.client_id,
+                    max(0.0, patience_s),
+                    persist=True,
+                    # A lone broker is asked at once: whether it lives, its answer shows.
+                    greeted=len(wish.brokers) > 1,
+                )
+            except BrokerUnreachable as error:
+                if self._loss and patience_s < _QUICK_S:  # it says more than so short a look
+                    raise BrokerUnreachable([(self._loss.address, self._loss.why)]) from error
+                raise
         self.line = await self._stack.enter_async_context(
             Line(link, wish.request.callback, self._inbox)
         )
         return self.line
+
+    def _left(self, line: Line, refusal: RequestRefused) -> ConnectionLost:
+        """A broker that is about to stop: another is asked first, or the same when it is back."""
+        line.link.abort("it is about to stop")
+        self._brokers.sort(key=lambda broker: broker == line.link.endpoint)
+        return ConnectionLost(refusal.address, refusal.text)
 
     async def _tell_silence(self, patience_s: float) -> None:
         await asyncio.sleep(_SILENCE_S)
@@ -173,6 +196,7 @@ class Acquisition:
         """
         if isinstance(lost.__cause__, RequestRefused):
             raise lost
+        self._loss = lost
         if self._reach_by is None:
             self._reach_by = self._clock() + RECONNECT_S
             self._talk.say(f"{lost}; asking again")

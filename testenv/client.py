@@ -11,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 from schemas.errors import ConfigError, TestenvError
 from schemas.exits import SIGNAL_BASE, ExitStatus
@@ -27,7 +29,7 @@ def main() -> None:
     try:
         options = parse_options(sys.argv[1:], os.environ)
     except ConfigError as exc:
-        Talk(sys.stderr).complain(str(exc))
+        Talk(sys.stderr or _nowhere()).complain(str(exc))
         sys.exit(exc.exit_status)
     status = _run(options)
     # Python's own tidying up takes milliseconds from a machine where the next command may start.
@@ -36,7 +38,7 @@ def main() -> None:
 
 def _run(options: Options) -> int:
     """Everything after the options: the exit status, with the report written."""
-    talk = Talk(sys.stderr)
+    talk = Talk(sys.stderr or _nowhere())
     report = Report()
     with Guard.fork(options.command, options.kill_after_s, brokers=options.brokers) as guard:
         _fill_in(report, options, guard, talk)
@@ -48,6 +50,11 @@ def _run(options: Options) -> int:
         except OSError as exc:
             talk.complain(f"cannot write the report: {exc}")
     return ExitStatus.INTERNAL if report.exit_code is None else report.exit_code
+
+
+def _nowhere() -> TextIO:
+    """For a client that was started with its stderr closed."""
+    return Path(os.devnull).open("w")
 
 
 def _fill_in(report: Report, options: Options, guard: Guard, talk: Talk) -> None:

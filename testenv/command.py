@@ -37,6 +37,8 @@ class Command:
         self.exited: asyncio.Future[int | None] = self._loop.create_future()
         """waitpid(2)'s status, or None when the guard was lost."""
         self._gone: asyncio.Future[int | None] = self._loop.create_future()
+        self._strangers: frozenset[int] | None = None
+        """Children that the command has not left to us."""
         self._started_at = 0.0
         self.may_have_run = False
         """Whether an environment may have been touched."""
@@ -49,9 +51,12 @@ class Command:
 
     def prepare(self) -> None:
         """Get ready to do the guard's duty if it is killed: 2 ms, unless done before."""
-        from testenv.reaper import become_subreaper
+        from testenv.reaper import become_subreaper, children
 
-        become_subreaper()
+        if self._strangers is None:
+            # Of the shell that became this process with `exec`; and our guard, and lifeline.
+            self._strangers = frozenset(children())
+            become_subreaper()
 
     async def start(self, environment: Mapping[str, str], workspace: str, will: LastWill) -> None:
         """Run it with `environment` added; the guard removes `workspace` if we are killed.
@@ -142,7 +147,7 @@ class Command:
         from testenv.reaper import kill_children
 
         self._guard.wait()
-        kill_children()
+        kill_children(spare=self._strangers or frozenset())
         for future in (self._started, self.exited, self._gone):
             if not future.done():
                 future.set_result(None)

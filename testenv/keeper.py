@@ -90,6 +90,8 @@ class Keeper:
         self._next_beat = self._heard_at + offered.terms.beat_s
         self._returning: asyncio.Task[None] | None = None
         self._is_told = False
+        self._newest = 0
+        """The last Resume's leg."""
         self.over: asyncio.Future[LockError] = asyncio.get_running_loop().create_future()
         self._repeated: list[Assignment] = []
         """Calls that gearmand has made again, to be answered at the end."""
@@ -254,32 +256,31 @@ class Keeper:
     def _leg_lost(self, event: LeaseEvent, why: str) -> None:
         self._happened(event)
         if self._returning is None and self._tenure.state is LeaseState.SUSPECT:
-            self._say_left(why)
-            self._returning = asyncio.create_task(self._return())
+            self._returning = asyncio.create_task(self._return(why))
 
-    def _say_left(self, why: str) -> None:
-        left_s = self.due - boottime()
-        self._talk.say(f"{why}; the command runs on for {left_s:.0f} s while we look for its host")
-
-    async def _return(self) -> None:
+    async def _return(self, why: str) -> None:
         """Ask for our lease at one broker after the other, until its host resumes it.
 
         First at the one that has closed our connection: the soonest look says best why.
         """
         brokers = chain([self._closer] if self._closer else [], cycle(self._brokers))
+        if self._closer is None:
+            self._say_left(why)
         while True:
             try:
                 line = await self._reachable(brokers)
-                self._closer = None  # it lives
+                if self._closer:  # it lives
+                    self._closer = None
+                    self._say_left(why)
                 job = await line.submit(lease_function(self._lease.id), self._attach(), random_id())
                 await self._answered(line, job)
             except BrokerUnreachable as error:
-                self._missed(error)
+                self._missed(error, why)
             except (BrokerError, TimeoutError):
                 pass  # that broker does not bring us there: on to the next try
             await asyncio.sleep(_RETRY_S)
 
-    def _missed(self, error: BrokerUnreachable) -> None:
+    def _missed(self, error: BrokerUnreachable, why: str) -> None:
         """A broker can't be reached. The one that closed our connection, and refuses another,
         has died and told our host nothing. One that does not answer may have.
         """
@@ -289,9 +290,16 @@ class Keeper:
         if is_refusal(error.__cause__):
             self._closer = None
             self._happened(LeaseEvent.SPARED)
-            self._say_left(f"broker {address} is down")
+            self._say_left(why)
         elif isinstance(error.__cause__, TimeoutError):
             self._closer = None
+            self._say_left(why)
+
+    def _say_left(self, why: str) -> None:
+        left_s = self.due - boottime()
+        self._talk.say(
+            f"{why}; the command runs on for {left_s:.0f} s while the environment's host is sought"
+        )
 
     async def _answered(self, line: Line, job: SubmittedJob) -> None:
         """Wait for the job's end: no way back here. When the host resumes, this task is ended."""
@@ -323,13 +331,16 @@ class Keeper:
             self._lease.id,
             self._lease.generation,
         )
-        if not ours or line is not self._line or self._tenure.state is LeaseState.ENDED:
-            if self._is_our_offer(call):
+        is_old = bool(ours and resume and resume.leg and resume.leg <= self._newest)
+        is_lost = line is not self._line or self._tenure.state is LeaseState.ENDED
+        if not ours or is_old or is_lost:
+            if is_old or self._is_our_offer(call):
                 self._repeated.append(call)
             else:
                 decline(call)
             return
         now = boottime()
+        self._newest = resume.leg if resume else 0
         self._call, self._leg_line, self._closer = call, line, None
         self._heard, self._heard_at = 0, now
         self._beat = min(self._beat + 1, MAX_BEAT)

@@ -54,6 +54,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
         parser.error("no COMMAND given")
+    _check_workspace(environment)
     return Options(
         brokers=_brokers(given.geard, _tls(given, environment), environment),
         jobnum=_jobnum(given.jobnum),
@@ -180,6 +181,13 @@ def _datafile(option: str | None) -> Path | None:
     if option is not None and not option.endswith(DATAFILE_SUFFIX):
         raise ConfigError("--datafile", f"{option!r} does not end in {DATAFILE_SUFFIX}")
     return _output("--datafile", option)
+
+
+def _check_workspace(environment: Mapping[str, str]) -> None:
+    """Before anything is waited for: the data file will be in there."""
+    folder = environment.get("TMPDIR") or "/tmp"  # noqa: S108 - see testenv.workspace
+    if not (Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigError("TMPDIR", f"{folder} is no directory that we may write to")
 
 
 def _output(name: str, option: str | None) -> Path | None:

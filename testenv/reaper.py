@@ -65,17 +65,24 @@ def reap_children() -> None:
             pass
 
 
-def kill_children(reap: Callable[[], None] = reap_children) -> int:
+def kill_children(
+    reap: Callable[[], None] = reap_children, spare: frozenset[int] = frozenset()
+) -> int:
     """SIGKILL all descendants of this subreaper and wait until none is left.
 
-    `reap` waits for dead children without blocking. Returns how many did not die within
-    UNKILLABLE_AFTER_S, usually none.
+    `reap` waits for dead children without blocking. `spare`: children that are somebody else's.
+    Returns how many did not die within UNKILLABLE_AFTER_S, usually none; where they can't be
+    counted, for want of a /proc, at least 1.
     """
     deadline = time.monotonic() + UNKILLABLE_AFTER_S
     while has_children():
+        found = frozenset(children())
+        left = found - spare
+        if not left and spare & found:
+            return 0
         if time.monotonic() > deadline:
-            return len(children())
-        for pid in children():
+            return max(1, len(left))
+        for pid in left:
             signal_child(pid, signal.SIGKILL)
         time.sleep(_RESCAN_S)
         reap()

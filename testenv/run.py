@@ -3,8 +3,8 @@
 import asyncio
 import os
 import pwd
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AsyncExitStack, ExitStack
+from typing import Protocol
 
 from schemas.errors import LeaseLost, LeaseTimeout, LockError, NoEnvironment, OfferRefused
 from schemas.legs import Result
@@ -14,14 +14,12 @@ from testenv.acquire import Acquired, Acquisition, Wish, any_of, running
 from testenv.command import Command
 from testenv.errors import GuardLost
 from testenv.guard import Guard, LastWill, boottime
+from testenv.line import Inbox, decline
 from testenv.options import Options
 from testenv.report import Reason, Report
 from testenv.signals import Signals
 from testenv.talk import Talk
 from testenv.workspace import workspace
-
-if TYPE_CHECKING:
-    from testenv.line import Inbox
 
 _IDLE_S = 0.02
 """Whoever has waited this long has the time to prepare for its command."""
@@ -109,7 +107,11 @@ class _Run:
             acquired = await self._acquire()
             self._report.name_lease(acquired.document)
             name = self._report.environment or "an environment"
-            check_host(acquired.call.submitter, self._report.environment)
+            try:
+                check_host(acquired.call.submitter, self._report.environment)
+            except OfferRefused:
+                decline(acquired.call)
+                raise
             self._talk.say(f"got {name} after {self._report.waited_s:.1f} s")
             self._signals.relay_to(self._command)
             keeper = self._keeper(acquired)
@@ -184,7 +186,13 @@ class _Run:
         command = self._command
         name = self._report.lease or self._options.jobnum
         failure = None
-        with workspace(name, acquired.call.arguments, self._options.datafile) as files:
+        with ExitStack() as stack:
+            try:
+                space = workspace(name, acquired.call.arguments, self._options.datafile)
+                files = stack.enter_context(space)
+            except OSError:
+                await self._give_back(keeper, keeping, Result(Reason.NOT_STARTED))
+                raise
             self._guard.until(keeper.due, keeper.stop_s)
             fd = acquired.line.link.fileno()
             will = LastWill(fd, keeper.farewell(), *keeper.last_words(), keeper.when_closed())
@@ -228,10 +236,16 @@ class _Run:
         finally:
             self._report.ran_s = command.ran_s
             # Before we tidy up, which would take the next job's time, and its CPU.
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            os.nice(_LAST_IN_LINE)  # the next holder's command may start on this machine
-            await keeper.end(self._result(failure))
+            await self._give_back(keeper, keeping, self._result(failure))
+
+    async def _give_back(
+        self, keeper: LeaseKeeper, keeping: "asyncio.Task[None]", result: Result
+    ) -> None:
+        """Nothing of the command is alive."""
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        os.nice(_LAST_IN_LINE)  # the next holder's command may start on this machine
+        await keeper.end(result)
 
     def _grace_s(self, keeper: LeaseKeeper, failure: LockError | None) -> float | None:
         """From SIGTERM to SIGKILL; None for as long as its user wants."""

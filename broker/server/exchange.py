@@ -13,7 +13,7 @@ through `Peer.write`. The rules beyond the Gearman protocol:
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from broker.protocol import UNCERTAIN_LOSS, Kind
+from broker.protocol import DRAINING, UNCERTAIN_LOSS, Kind
 from broker.server.clock import Clock
 from broker.server.dispatch import Dispatcher
 from broker.server.job import Job, Priority, UniqueKey, unique_key
@@ -330,7 +330,7 @@ class Exchange:
         if not peer.identity.may_invoke(function):
             raise Refusal("NOT_PERMITTED", f"{printable(function)} is not yours to ask for")
         if self.draining and is_lock(function):
-            raise Refusal("DRAINING", "This broker is about to stop and takes no lock requests")
+            raise Refusal(DRAINING, "This broker is about to stop and takes no lock requests")
         if background and (is_lock(function) or is_in_person(function)):
             what = f"{printable(function)} is for clients that wait for the answer"
             raise Refusal("NO_BACKGROUND", what)

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,19 @@ async def client(
 ) -> AsyncIterator[Client]:
     """A testenv-client, killed at the end if it still runs."""
     place = ["-b", str(broker)] if broker else []
+    async with client_by((CLIENT, *place, *map(str, arguments)), env) as running:
+        yield running
+
+
+@asynccontextmanager
+async def client_by(
+    program: Sequence[str | Path], env: dict[str, str] | None = None
+) -> AsyncIterator[Client]:
+    """The same by its whole command line, which may be a shell's that becomes the client."""
     # A client that is killed together with its guard leaves its workspace behind.
     with tempfile.TemporaryDirectory(prefix="testenv-client-") as folder:
         process = await asyncio.create_subprocess_exec(
-            CLIENT,
-            *place,
-            *map(str, arguments),
+            *program,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

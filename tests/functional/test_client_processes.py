@@ -3,17 +3,22 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from broker.client import Outcome
+from schemas.exits import ExitStatus
 from tests.functional.brokers import RunningBroker
 from tests.functional.client_rig import (
+    CLIENT,
     Client,
     children_of,
     client,
+    client_by,
     eventually,
     exists,
     is_alive,
@@ -22,6 +27,8 @@ from tests.functional.client_rig import (
     shell,
     stub_agent,
 )
+
+PYTHON = sys.executable
 
 FAMILY = (
     "setsid sh -c 'echo fled $$; exec sleep 300' & "
@@ -228,14 +235,12 @@ async def test_client_and_guard_killed_together_take_the_command_with_them(
 ) -> None:
     async with (
         stub_agent(broker.endpoint) as agent,
-        client("--", "sleep", "300", broker=broker.endpoint) as job,
+        client(*shell("echo leader $$; sleep 300"), broker=broker.endpoint) as job,
     ):
         await agent.grant()
-        guard = job.guard
-        await eventually(lambda: children_of(guard))
-        [command] = children_of(guard)
+        command = int((await job.hears(r"leader (\d+)"))[1])
         job.signal(signal.SIGSTOP)
-        os.kill(guard, signal.SIGKILL)
+        os.kill(job.guard, signal.SIGKILL)
         job.signal(signal.SIGKILL)
         await job.exits()
         assert not is_alive(command)
@@ -277,3 +282,39 @@ async def test_guard_shows_under_its_own_name(broker: RunningBroker) -> None:
     async with client(*shell("true"), broker=broker.endpoint) as job:
         await job.hears("waiting for lockenv", "err")
         await eventually(lambda: process_name(job.guard) == "testenv-guard")
+
+
+async def test_killed_guard_s_client_spares_what_it_never_started(broker: RunningBroker) -> None:
+    """A shell that becomes the client with `exec` leaves it its own children."""
+    command = f"{CLIENT} -b {broker.endpoint} -- sh -c 'echo up; sleep 300'"
+    program = f"sleep 300 >/dev/null 2>&1 & exec {command}"
+    async with (
+        stub_agent(broker.endpoint) as agent,
+        client_by(("sh", "-c", program)) as job,
+    ):
+        await agent.grant()
+        await job.hears("up")
+        [stranger, guard] = [
+            next(pid for pid in children_of(job.process.pid) if process_name(pid) == name)
+            for name in ("sleep", "testenv-guard")
+        ]
+        os.kill(guard, signal.SIGKILL)
+        assert await job.exits() == ExitStatus.INTERNAL
+        assert is_alive(stranger)
+        os.kill(stranger, signal.SIGKILL)
+
+
+def test_processes_that_can_t_be_found_are_not_said_to_be_dead(tmp_path: Path) -> None:
+    """Without a /proc, as in a container that hides it."""
+    if os.geteuid():
+        pytest.skip("hiding /proc needs root")
+    script = tmp_path / "kill.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from testenv import reaper\n"
+        "reaper.become_subreaper()\n"
+        "os.spawnvp(os.P_NOWAIT, 'sleep', ['sleep', '5'])\n"
+        "sys.exit(reaper.kill_children())\n"
+    )
+    hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none /proc && {PYTHON} {script}"]
+    assert subprocess.run(hidden, check=False, timeout=30).returncode == 1

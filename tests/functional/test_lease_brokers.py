@@ -55,7 +55,7 @@ def test_restarted_broker_ends_no_lease_and_loses_no_waiting_client(
         waiting = [stage.waiting_job(status=7) for _ in range(3)]
         stage.holds(host, job.held)
         broker.kill()
-        job.says("while we look for it")
+        job.says("is sought")
         broker.restart()
         stage.holds(host, job.held)
         assert not job.is_dead()
@@ -70,7 +70,7 @@ def test_restarted_geard_ends_no_lease(broker: RunningBroker, tmp_path: Path) ->
         host = stage.host()
         job = stage.running_job(status=7)
         broker.kill()
-        job.says("while we look for it")
+        job.says("is sought")
         broker.restart()
         job.says("the lease goes on")
         job.ends_well(7)

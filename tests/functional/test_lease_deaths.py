@@ -108,6 +108,19 @@ def test_client_ends_its_command_when_the_agent_is_gone_for_good(
         assert job.last_sign < killed + HASTY.ttl_s
 
 
+def test_client_that_can_t_write_its_data_file_gives_the_environment_back_at_once(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    with staged(tmp_path, broker) as stage:
+        host = stage.host()
+        host.ready()
+        job = stage.job("--datafile", "/proc/te.json")
+        assert job.exits() == ExitStatus.INTERNAL
+        stage.running_job().ends_well()
+        [first, _] = host.uses
+        assert first.reason == "command-not-started"
+
+
 def test_command_of_a_stopped_client_ends_in_time_and_one_that_was_stopped_with_it_never_goes_on(
     broker: RunningBroker, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from broker.client import Outcome, Progress, ProgressKind, SubmittedJob, submit
 from broker.link import Link
 from broker.links import OneLink
+from broker.protocol import Kind
 from broker.worker import Assignment, Worker
 from schemas.legs import Attach, Offered, Result, Resume, is_confirmation
 from schemas.lock import LockRequest
@@ -136,7 +137,7 @@ async def test_client_comes_back_on_another_connection(broker: RunningBroker) ->
             call = await again.called()
             while not (resume := Resume.parse(call.arguments)):
                 call = await again.called()  # gearmand makes the offer again
-            assert resume == Resume(lease.id, lease.generation)
+            assert resume == Resume(lease.id, lease.generation, resume.leg)
             call.status(7, 0)
             assert (await again.hears(ProgressKind.STATUS)).denominator == 7
             assert slot.report().lease_state == "active"
@@ -159,6 +160,7 @@ async def test_stranger_without_the_secret_gets_and_ends_nothing(broker: Running
             attach(lease._replace(id="f" * 32)),
             b"{}",
             b"[" * 100_000,
+            attach(lease).replace(lease.secret.encode(), b"\\ud800"),
         ]
         for words in wrong:
             job = await stranger.ask(lease_function(lease.id), words)
@@ -166,6 +168,39 @@ async def test_stranger_without_the_secret_gets_and_ends_nothing(broker: Running
                 assert (await job.result()).outcome is Outcome.EXCEPTION
             call.status(9, 0)
         assert slot.report().lease_state == "active"
+
+
+async def test_numbers_that_nobody_can_relay_or_store_cost_a_lying_client_no_more_than_its_lease(
+    broker: RunningBroker,
+) -> None:
+    caretaker = Counting()
+    async with living_slot(broker, caretaker) as slot, client(broker) as liar:
+        _, call = await liar.leased()
+        call.link.send_work(Kind.WORK_STATUS, call.handle.encode(), b"9" * 15, b"0")
+        call.complete(b'{"testenv": {"reason": "exited", "exit_code": 1%s}}' % (b"0" * 30))
+        await reaches(slot, EnvState.READY)
+        await liar.leased()
+    assert caretaker.turnovers >= 1
+
+
+async def test_client_may_come_back_as_often_as_its_connection_is_cut(
+    broker: RunningBroker,
+) -> None:
+    async with living_slot(broker, Counting()) as slot:
+        async with client(broker) as holder:
+            lease, _ = await holder.leased()
+        newest = 0
+        for _ in range(8):
+            async with client(broker) as again:
+                await again.ask(lease_function(lease.id), attach(lease))
+                # gearmand makes the offer and older calls again.
+                call = await again.called()
+                while not (resume := Resume.parse(call.arguments)) or resume.leg <= newest:
+                    call = await again.called()
+                newest = resume.leg
+                call.status(7, 0)
+                assert (await again.hears(ProgressKind.STATUS)).denominator == 7
+        assert slot.report().lease_state in ("active", "suspect")
 
 
 async def test_guard_s_goodbye_ends_the_lease(broker: RunningBroker) -> None:

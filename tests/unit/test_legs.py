@@ -64,7 +64,7 @@ def test_offer_whose_terms_cannot_be_kept_is_refused_and_never_taken_for_version
 def test_every_message_is_read_as_it_was_written() -> None:
     attach = Attach("a", 3, "s", "callback_1", "")
     assert Attach.parse(attach.dump()) == attach
-    assert Resume.parse(Resume("a", 3).dump()) == Resume("a", 3)
+    assert Resume.parse(Resume("a", 3, 7).dump()) == Resume("a", 3, 7)
     assert Result.parse(Result("exited", 7).dump()) == Result("exited", 7)
     assert is_confirmation(confirmation("a"), "a")
     assert not is_confirmation(confirmation("a"), "b")
