@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from broker.endpoint import DEFAULT_BROKER, Endpoint, parse_endpoint
-from schemas.errors import TestenvError
+from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
 
 BROKER_EXTRA = ("cryptography", "prometheus_client", "starlette", "uvicorn")
@@ -38,7 +38,13 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="testenv", message="%(prog)s %(version)s")
 def cli() -> None:
-    """The Gearman broker between CI jobs and test-environment hosts."""
+    """The Gearman broker between CI jobs and test-environment hosts.
+
+    \b
+    Example:
+      testenv-broker run --listen 127.0.0.1:4730
+      testenv-broker pki init
+    """
 
 
 def _file_option(name: str, what: str) -> Callable[[Command], Command]:
@@ -107,6 +113,8 @@ def _overrides(
     if insecure:
         given["insecure"] = True
     if http is not None:
+        if not http.rpartition(":")[2].isdigit():
+            raise ConfigError("--http", f"{http!r} has no port", remedy="as in 127.0.0.1:9100")
         given["http"] = {"listen": str(parse_endpoint(http, "--http", any_port=True))}
     if drain_timeout is not None:
         given["drain_timeout_s"] = drain_timeout

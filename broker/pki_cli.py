@@ -31,7 +31,13 @@ folder_option = click.option(
 
 @click.group()
 def pki() -> None:
-    """Make and revoke the certificates of a fleet."""
+    """Make and revoke the certificates of a fleet.
+
+    \b
+    Example:
+      testenv-broker pki init broker-1.example.org
+      testenv-broker pki issue job ci
+    """
 
 
 @pki.command()

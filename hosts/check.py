@@ -60,5 +60,6 @@ async def check_broker(endpoint: Endpoint) -> Check:
         await link.aclose()
     except BrokerUnreachable as error:
         [(address, why)] = error.attempts
-        return Check("broker", False, f"{address}: {why}", error.remedy)
+        remedy = "see that a broker runs there, or change host.brokers"
+        return Check("broker", False, f"{address}: {why}", remedy)
     return Check("broker", True, f"{endpoint}{' with TLS' if endpoint.tls else ''}")

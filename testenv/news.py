@@ -76,7 +76,7 @@ def describe_queue(function: str, rows: "Sequence[FunctionStatus]") -> str:
         if not hosts:
             return f"no environment is registered for {function}"
         # All may be leased under other labels, or in turnover, or broken, or cordoned.
-        return f"no environment is ready for {function}; see testenv status"
+        return f"no environment is free for {function}; testenv status tells why"
     leased = "all leased" if row.running >= row.workers else f"{row.running} leased"
     environments = f"{row.workers} environment{'s' if row.workers != 1 else ''}"
     requests = f"{row.queued} request{'s' if row.queued != 1 else ''}"

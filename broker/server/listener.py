@@ -41,15 +41,18 @@ _HANDSHAKE = b"\x16"
 _PLAIN_ON_TLS = response(Kind.ERROR, b"PLAIN_ON_TLS_PORT", b"This port speaks TLS only")
 
 
-def listening_socket(listen: Endpoint) -> socket.socket:
-    """A socket that listens at `listen`, port 0 being any free one. Raises BrokerStartError."""
+def listening_socket(listen: Endpoint, option: str = "--listen") -> socket.socket:
+    """A socket that listens at `listen`, port 0 being any free one.
+
+    Raises BrokerStartError, naming the `option` that `listen` is of.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as exc:
-        raise BrokerStartError(str(listen), describe(exc)) from exc
+        raise BrokerStartError(str(listen), describe(exc), option=option) from exc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -57,7 +60,7 @@ def listening_socket(listen: Endpoint) -> socket.socket:
         sock.setblocking(False)
     except OSError as exc:
         sock.close()
-        raise BrokerStartError(str(listen), describe(exc)) from exc
+        raise BrokerStartError(str(listen), describe(exc), option=option) from exc
     return sock
 
 

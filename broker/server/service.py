@@ -98,7 +98,9 @@ class Service:
         self._board = Switchboard(
             self._loop, self._exchange, commands, self._metrics, config.access, trust
         )
-        self._socket = listening_socket(parse_endpoint(config.listen, "listen", any_port=True))
+        self._socket = listening_socket(
+            parse_endpoint(config.listen, "listen", any_port=True), "--listen"
+        )
         self._listener = Listener(self._socket, self._board)
         set_options(self._socket, config.limits)
         self._bound = Endpoint(*self._socket.getsockname()[:2])
@@ -111,7 +113,7 @@ class Service:
         # Imported here: a broker without monitoring does without the broker extra.
         from broker.server.http import application, serving
 
-        sock = listening_socket(parse_endpoint(listen, "http.listen", any_port=True))
+        sock = listening_socket(parse_endpoint(listen, "http.listen", any_port=True), "--http")
         log.info("monitoring at http://%s", Endpoint(*sock.getsockname()[:2]))
         return serving(application(self._exchange, self._metrics), sock, most=HTTP_CONNECTIONS)
 

@@ -189,7 +189,7 @@ async def test_requests_that_always_fail_at_once_give_70(broker: RunningBroker) 
         for _ in range(6):
             (await agent.asked()).fail()
         assert await job.exits() == 70, job.err
-    assert "before an environment was offered" in job.err
+    assert "no environment of lockenv was offered" in job.err
 
 
 async def test_typed_refusal_is_told_in_the_hosts_words(broker: RunningBroker) -> None:

@@ -53,7 +53,7 @@ def test_situation_is_told_in_words(row: FunctionStatus | None, words: str) -> N
 
 def test_hosts_without_a_ready_environment_are_told_from_no_hosts() -> None:
     rows = [FunctionStatus("host.te1", 0, 0, 1), FunctionStatus("host.gone", 0, 0, 0)]
-    expected = "no environment is ready for lockenv; see testenv status"
+    expected = "no environment is free for lockenv; testenv status tells why"
     assert describe_queue("lockenv", rows) == expected
 
 
