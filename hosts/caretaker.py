@@ -6,17 +6,21 @@ import logging
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hosts.builder import Builder
-from hosts.datafile import data_file, lease_data
+from hosts.datafile import data_file, description, lease_data
+from hosts.verify import Differences
 from schemas.errors import ConfigError, HostError
 from schemas.plan import Environment, HostPlan
 from schemas.status import Lease
 from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_DATA_FILE = 1024 * 1024
 """Bytes; brokers limit packets, and no data file comes near."""
@@ -26,9 +30,10 @@ STEP_TIMEOUT_S = 120.0
 
 
 class Caretaker(Protocol):
-    """Raises TestenvError from `build`, `fence`, `turn_over`: the environment cannot be offered.
+    """Raises TestenvError from `build`, `rebuild`, `fence`, `turn_over`: the environment cannot be
+    offered.
 
-    Each of the three may be run again, also after it failed or was cut short, by anyone's death.
+    Each of them may be run again, also after it failed or was cut short, by anyone's death.
     """
 
     @property
@@ -43,14 +48,28 @@ class Caretaker(Protocol):
     async def build(self) -> None:
         """Make the environment, or bring what there is of it to its plan."""
 
-    async def fence(self) -> None:
-        """Take it from the holder of an ended lease: nothing of it runs or can be reached."""
+    async def rebuild(self, plan: Environment) -> None:
+        """Remove all that there is of it, and make it as `plan`, which is its plan from now on."""
+
+    async def remove(self) -> None:
+        """Have nothing left of it. It is in no plan any more, also where this raises a
+        TestenvError: what is left then is a leak."""
+
+    async def fence(self, lease: str) -> Differences:
+        """Take it from the holder of `lease`, which has ended: nothing of it runs or can be
+        reached. Returns what was found changed; `lease` is "" where nobody knows it any more."""
 
     async def turn_over(self) -> None:
         """Make it as new, once it is fenced."""
 
+    async def differences(self) -> Differences:
+        """In what it is not as it is to be offered. Only while it is READY."""
+
     def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
         """The JSON text that the holder of `lease` gets; `secret` proves that it is that."""
+
+    def describe(self) -> bytes:
+        """The same without any lease, for the host's own hooks."""
 
 
 class BuiltEnvironment:
@@ -68,25 +87,47 @@ class BuiltEnvironment:
         self.labels = env.labels
 
     async def build(self) -> None:
-        await self._step("building", self._builder.build)
+        await self._step("building", partial(self._builder.build, self._env))
+        self._sweep()
 
-    async def fence(self) -> None:
-        await self._step("fencing", self._builder.fence)
+    async def rebuild(self, plan: Environment) -> None:
+        self._env = plan
+        await self._step("rebuilding", partial(self._builder.rebuild, plan))
+        self._sweep()
+
+    async def remove(self) -> None:
+        await self._step("removing", partial(self._builder.remove, self._env))
+
+    async def fence(self, lease: str) -> Differences:
+        return await self._step("fencing", partial(self._builder.fence, self._env, lease))
 
     async def turn_over(self) -> None:
-        await self._step("turnover", self._builder.turn_over)
+        await self._step("turnover", partial(self._builder.turn_over, self._env))
+        self._sweep()
+
+    async def differences(self) -> Differences:
+        found = await self._step("verifying", partial(self._builder.differences, self._env))
+        self._sweep()
+        return found
 
     def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
         document = data_file(self._plan, self._env, lease_data(lease, secret, terms))
         return document.model_dump_json(by_alias=True, indent=2).encode()
 
-    async def _step(self, what: str, step: Callable[[Environment], None]) -> None:
+    def describe(self) -> bytes:
+        return description(self._plan, self._env).encode()
+
+    async def _step(self, what: str, step: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(STEP_TIMEOUT_S):
-                await loop.run_in_executor(self._pool, step, self._env)
+                return await loop.run_in_executor(self._pool, step)
         except TimeoutError as exc:
             raise HostError(f"{what} did not finish within {STEP_TIMEOUT_S:g} s") from exc
+
+    def _sweep(self) -> None:
+        """Look for leaks, but let no holder wait for that."""
+        asyncio.get_running_loop().run_in_executor(self._pool, self._builder.sweep)
 
 
 class ReadyMade:
@@ -105,11 +146,23 @@ class ReadyMade:
     async def build(self) -> None:
         self._document = read_data_file(self._path)
 
-    async def fence(self) -> None:
+    async def rebuild(self, plan: Environment) -> None:  # noqa: ARG002
+        """Raises HostError: its plan is not ours."""
+        raise HostError(f"{self.id} was made by others", remedy="rebuild it as it was made")
+
+    async def remove(self) -> None:
         """Nothing: its machines are somebody else's."""
+
+    async def fence(self, lease: str) -> Differences:  # noqa: ARG002
+        """Nothing: its machines are somebody else's."""
+        return ()
 
     async def turn_over(self) -> None:
         self._document = read_data_file(self._path)
+
+    async def differences(self) -> Differences:
+        """None that we could know of."""
+        return ()
 
     def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
         try:
@@ -121,6 +174,9 @@ class ReadyMade:
         extension = dict(ours) if isinstance(ours, dict) else {}
         extension["lease"] = lease_data(lease, secret, terms).model_dump(mode="json")
         return json.dumps({**self._document, "testenv": extension}, indent=2).encode()
+
+    def describe(self) -> bytes:
+        return json.dumps(self._document, indent=2).encode()
 
 
 def read_data_file(path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """From a plan and a lease to the data file that the job reads. Pure."""
 
+from datetime import UTC, datetime
+
 from schemas.datafile import (
     DataFile,
     Extension,
@@ -16,6 +18,9 @@ from schemas.status import Lease
 from schemas.terms import Terms
 
 _ARCH = "x86_64"
+_NO_LEASE = LeaseData(
+    id="", environment="", generation=0, granted=datetime.fromtimestamp(0, UTC), timeout_s=0
+)
 
 
 def data_file(plan: HostPlan, env: Environment, lease: LeaseData) -> DataFile:
@@ -42,6 +47,12 @@ def data_file(plan: HostPlan, env: Environment, lease: LeaseData) -> DataFile:
             nodes=tuple(_machine(node) for node in env.nodes),
         ),
     )
+
+
+def description(plan: HostPlan, env: Environment) -> str:
+    """The JSON text of the same for who has no lease: without that part."""
+    document = data_file(plan, env, _NO_LEASE)
+    return document.model_dump_json(by_alias=True, indent=2, exclude={"testenv": {"lease"}})
 
 
 def lease_data(lease: Lease, secret: str, terms: Terms) -> LeaseData:

@@ -36,12 +36,13 @@ class Facts(_Plan):
 
 
 class Bound(_Plan):
-    """How many environments one resource allows: `available // each`."""
+    """How many environments one resource allows: `(total - reserve) * overcommit // each`."""
 
     resource: str
     unit: str
     total: int
     reserve: int
+    overcommit: float = 1.0
     each: int
     allows: int
 
@@ -133,3 +134,18 @@ class HostPlan(_Plan):
     @property
     def domains(self) -> tuple[Domain, ...]:
         return tuple(domain for env in self.environments for domain in env.domains)
+
+    def environment(self, env_id: str) -> Environment | None:
+        """The one with that id; None if none is planned."""
+        return next((env for env in self.environments if env.id == env_id), None)
+
+    def without(self, env_id: str) -> "HostPlan":
+        """The same, but for that one."""
+        left = tuple(env for env in self.environments if env.id != env_id)
+        return self.model_copy(update={"environments": left})
+
+    def with_environment(self, env: Environment) -> "HostPlan":
+        """The same with `env`, in the place of one with its id."""
+        left = self.without(env.id).environments
+        both = tuple(sorted((*left, env), key=lambda each: each.number))
+        return self.model_copy(update={"environments": both})

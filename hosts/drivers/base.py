@@ -6,20 +6,64 @@ raise ForeignObject instead. tests/contract/ holds the one suite that real drive
 """
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Protocol
+from uuid import UUID
 
-from schemas.plan import Disk, Domain
+from schemas.plan import Disk, Domain, KernelBoot
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """A domain of ours as the hypervisor has it."""
+    """A domain of ours as the hypervisor lists it."""
 
     name: str
+    uuid: UUID
     running: bool
+
+
+@dataclass(frozen=True)
+class NicInfo:
+    """A network card of a domain; `port` is its tap, "" where it is something else."""
+
+    mac: str
+    port: str
+
+
+@dataclass(frozen=True)
+class DriveInfo:
+    """A disk, CD or floppy of a domain; without `path` it is empty, or no file."""
+
+    path: Path | None
+    format: str
+
+
+BOOT_ORDERS = {"network": ("network", "hd"), "disk": ("hd",)}
+"""What a domain tries, in this order. A network-booted one falls back to its disk, as a machine
+fresh from the rack does."""
+
+
+@dataclass(frozen=True)
+class DomainDetails:
+    """What a domain of ours is defined as: what counts from its next start.
+
+    `boot` are the devices that it tries in turn, unless a kernel is booted directly. `leftovers`
+    are things kept beside the definition that change what a start does or that a definition does
+    not take away: "managed save", "snapshots", "NVRAM", "autostart". `altered`: anybody but us has
+    changed the definition since we gave it, in whatever way.
+    """
+
+    running: bool
+    memory_mib: int
+    cpus: int
+    nics: tuple[NicInfo, ...]
+    drives: tuple[DriveInfo, ...]
+    boot: tuple[str, ...] | KernelBoot
+    leftovers: tuple[str, ...] = ()
+    altered: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +75,8 @@ class PortInfo:
     trunks: tuple[int, ...] = ()
     error: str = ""
     """What Open vSwitch says is wrong with the interface (`Interface.error`)."""
+    ours: bool = False
+    """It carries our mark, so that nobody else has made it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +94,16 @@ class Reservation:
     mac: str
     address: IPv4Address
     name: str
+
+
+@dataclass(frozen=True)
+class DiskInfo:
+    """A disk's file as it is; `size` in bytes, as its guest sees it."""
+
+    format: str
+    size: int
+    backing: Path | None = None
+    backing_format: str = ""
 
 
 class Hypervisor(Protocol):
@@ -68,6 +124,9 @@ class Hypervisor(Protocol):
     def domains(self) -> tuple[DomainInfo, ...]:
         """All that are marked as this host's."""
 
+    def inspect_domain(self, name: str) -> DomainDetails | None:
+        """What `name` is defined as; None if there is no such domain."""
+
     def close(self) -> None:
         """Let go of the connection; the domains stay as they are."""
 
@@ -80,9 +139,11 @@ class Switch(Protocol):
     def ensure_port(self, bridge: str, port: str) -> None:
         """The device `port` is on `bridge` and up, with neither tag nor trunks, and works."""
 
-    def remove_port(self, bridge: str, port: str) -> None: ...
+    def remove_ports(self, bridge: str, ports: AbstractSet[str]) -> None:
+        """None of `ports` is on `bridge`, all at once; their devices stay."""
 
-    def remove_bridge(self, name: str) -> None: ...
+    def remove_bridge(self, name: str) -> None:
+        """There is no bridge `name`, and nothing that somebody has set up on it."""
 
     def bridges(self) -> tuple[BridgeInfo, ...]:
         """All that are marked as this host's."""
@@ -104,6 +165,9 @@ class HostNetwork(Protocol):
     def ensure_address(self, interface: str, address: IPv4Interface) -> None:
         """`interface` is up and has `address`; another that has it loses it, and its routes."""
 
+    def addresses(self, interface: str) -> tuple[IPv4Interface, ...]:
+        """All that `interface`, which is there, has."""
+
     def ensure_up(self, interface: str) -> None: ...
 
 
@@ -114,6 +178,10 @@ class AddressServer(Protocol):
         """Exactly these are served, from when this returns; anyone else gets no answer."""
 
     def reservations(self) -> tuple[Reservation, ...]: ...
+
+    def answers(self) -> bool:
+        """Whether who has a reservation gets an answer, as far as that is our own server's matter;
+        True if nobody has one."""
 
     def remove(self) -> None:
         """Stop serving and leave nothing behind."""
@@ -130,6 +198,9 @@ class Disks(Protocol):
 
     def make_fresh(self, disk: Disk) -> None:
         """`disk` is as new: a fresh overlay on its base, or blank. What it held is gone."""
+
+    def inspect(self, path: Path) -> DiskInfo | None:
+        """The disk at `path`, which may be in use; None if there is none."""
 
     def remove(self, path: Path) -> None: ...
 

@@ -10,12 +10,14 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
+from hosts.drivers import dhcp_inform
 from hosts.drivers.base import AddressServer, Reservation
 from hosts.drivers.command import CommandFailed, run
 from schemas.errors import AddressServerError
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 2.0
 LEASE_TIME = "1h"
 _HOST = "dhcp-host="
 
@@ -55,6 +57,13 @@ class Dnsmasq:
             lines = self._read().splitlines() if self._processes() else []
         hosts = (line.removeprefix(_HOST) for line in lines if line.startswith(_HOST))
         return tuple(_parse_host(host) for host in hosts)
+
+    def answers(self) -> bool:
+        """Whether it runs with the configuration that we wrote, and answers for the first in it."""
+        served = self.reservations()
+        if not served:
+            return bool(self._processes()) or not self._read()
+        return dhcp_inform.answers(self._address.ip, served[0].mac, timeout_s=ANSWER_TIMEOUT_S)
 
     def remove(self) -> None:
         with self._lock:
@@ -161,6 +170,10 @@ class StaticAddresses:
 
     def reservations(self) -> tuple[Reservation, ...]:
         return self._reservations
+
+    def answers(self) -> bool:
+        """Whether they do is not ours to know."""
+        return True
 
     def remove(self) -> None:
         self._former.remove()

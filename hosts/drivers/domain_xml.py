@@ -1,12 +1,16 @@
-"""A planned domain as libvirt's XML, and whose a domain is. Pure: no connection needed.
+"""A planned domain as libvirt's XML, and such XML read back. Pure: no connection needed.
 
 The format is libvirt's, https://libvirt.org/formatdomain.html; all that is used here came before
 libvirt 8.0 (Ubuntu 22.04). lxml builds and escapes it.
 """
 
+import hashlib
+from pathlib import Path
+
 from lxml import etree
 from lxml.builder import E, ElementMaker
 
+from hosts.drivers.base import BOOT_ORDERS, DomainDetails, DriveInfo, NicInfo
 from schemas.plan import Disk, Domain, KernelBoot, Nic
 
 MARK_NAMESPACE = "urn:testenv:domain"
@@ -14,6 +18,8 @@ MARK_NAMESPACE = "urn:testenv:domain"
 MARK_PREFIX = "testenv"
 ARCH = "x86_64"
 MACHINE = "q35"
+
+_MARKS = f"metadata/{{{MARK_NAMESPACE}}}owner"
 
 _OFFLOADS = {
     "host": ("csum", "gso", "tso4", "tso6", "ecn", "ufo"),
@@ -60,6 +66,74 @@ def mark_element(host: str) -> etree._Element:
     return maker("owner", host=host)
 
 
+def sealed_mark(host: str, seal: str) -> str:
+    """The same with the definition's `seal_of`, for virDomainSetMetadata: it refuses an element
+    that is in the namespace already, and puts this one there itself."""
+    return etree.tostring(E.owner(host=host, seal=seal), encoding="unicode")
+
+
+def seal_of(definition: str) -> str:
+    """A digest of all of a definition but our own mark.
+
+    libvirt fills in what a template leaves open (addresses, controllers, the machine's version),
+    so that a definition can only be compared with what libvirt itself made of our template. The
+    seal is taken of that, right after defining, and kept in the mark.
+    """
+    root = etree.fromstring(definition, etree.XMLParser(remove_blank_text=True))
+    for mark in root.findall(_MARKS):
+        parent = mark.getparent()
+        if parent is not None:
+            parent.remove(mark)
+    return hashlib.sha256(etree.tostring(root, method="c14n")).hexdigest()
+
+
+def read_definition(
+    definition: str, *, running: bool, leftovers: tuple[str, ...] = ()
+) -> DomainDetails:
+    """What libvirt's XML of a domain of ours, inactive and with nothing left out, says."""
+    root = etree.fromstring(definition)
+    mark = root.find(_MARKS)
+    return DomainDetails(
+        running=running,
+        memory_mib=int(root.findtext("memory", default="0")) // 1024,  # libvirt shows KiB
+        cpus=int(root.findtext("vcpu", default="0")),
+        nics=tuple(_read_nic(nic) for nic in root.iterfind("devices/interface")),
+        drives=tuple(_read_drive(disk) for disk in root.iterfind("devices/disk")),
+        boot=_read_boot(root),
+        leftovers=leftovers + (("NVRAM",) if root.find("os/nvram") is not None else ()),
+        altered=mark is None or mark.get("seal") != seal_of(definition),
+    )
+
+
+def _read_nic(nic: etree._Element) -> NicInfo:
+    mac, target = nic.find("mac"), nic.find("target")
+    ours = nic.get("type") == "ethernet" and target is not None
+    return NicInfo(
+        mac="" if mac is None else mac.get("address", ""),
+        port=target.get("dev", "") if ours and target is not None else "",
+    )
+
+
+def _read_drive(disk: etree._Element) -> DriveInfo:
+    source, driver = disk.find("source"), disk.find("driver")
+    path = None if source is None else source.get("file")
+    return DriveInfo(
+        path=Path(path) if path else None,
+        format="" if driver is None else driver.get("type", ""),
+    )
+
+
+def _read_boot(root: etree._Element) -> tuple[str, ...] | KernelBoot:
+    kernel, initrd = root.findtext("os/kernel"), root.findtext("os/initrd")
+    if kernel:
+        return KernelBoot(
+            kernel=Path(kernel),
+            initrd=Path(initrd) if initrd else None,
+            cmdline=root.findtext("os/cmdline", default=""),
+        )
+    return tuple(boot.get("dev", "") for boot in root.iterfind("os/boot"))
+
+
 def marked_host(mark: str) -> str:
     """The host that a mark, as libvirt returns it, names; "" if it names none."""
     return etree.fromstring(mark).get("host", "")
@@ -92,11 +166,8 @@ def _os(boot: str | KernelBoot) -> etree._Element:
                 *([E.initrd(str(initrd))] if initrd else []),
                 *([E.cmdline(cmdline)] if cmdline else []),
             )
-        case "network":
-            # As a machine fresh from the rack: an empty disk is what it falls back to.
-            return E.os(machine, E.boot(dev="network"), E.boot(dev="hd"))
-        case _:
-            return E.os(machine, E.boot(dev="hd"))
+        case order:
+            return E.os(machine, *(E.boot(dev=device) for device in BOOT_ORDERS[order]))
 
 
 def _cpu(domain_type: str) -> etree._Element:

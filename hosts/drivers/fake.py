@@ -4,12 +4,25 @@ All five act on one FakeMachine, which plays the host's kernel, libvirt and Open
 on it outlives the drivers, as the real things outlive the agent.
 """
 
+import threading
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from hosts.drivers.base import BridgeInfo, DomainInfo, Drivers, PortInfo, Reservation
+from hosts.drivers.base import (
+    BOOT_ORDERS,
+    BridgeInfo,
+    DiskInfo,
+    DomainDetails,
+    DomainInfo,
+    DriveInfo,
+    Drivers,
+    NicInfo,
+    PortInfo,
+    Reservation,
+)
 from schemas.errors import (
     BridgeError,
     DiskError,
@@ -18,20 +31,47 @@ from schemas.errors import (
     NetworkError,
     TestenvError,
 )
-from schemas.plan import Disk, Domain
+from schemas.plan import Disk, Domain, KernelBoot
+
+_GIB = 1 << 30
 
 
 @dataclass
 class FakeDomain:
+    """`plan` is what it is defined as now, `given` what we last defined it as."""
+
     owner: str
-    plan: Domain | None = None
+    plan: Domain
     running: bool = False
+    given: Domain | None = None
+    drives: tuple[DriveInfo, ...] = ()
+    """Besides the planned one."""
+    leftovers: tuple[str, ...] = ()
+
+    def details(self) -> DomainDetails:
+        """As a driver reads it."""
+        plan = self.plan
+        own = DriveInfo(plan.disk.path, plan.disk.format)
+        return DomainDetails(
+            running=self.running,
+            memory_mib=plan.memory_mib,
+            cpus=plan.cpus,
+            nics=tuple(NicInfo(nic.mac, nic.port) for nic in plan.nics),
+            drives=(own, *self.drives),
+            boot=plan.boot if isinstance(plan.boot, KernelBoot) else BOOT_ORDERS[plan.boot],
+            leftovers=self.leftovers,
+            altered=plan != self.given or bool(self.drives),
+        )
 
 
 @dataclass
 class FakeBridge:
     owner: str
     ports: dict[str, PortInfo] = field(default_factory=dict)
+
+
+class AgentDied(Exception):
+    """What every call raises once a test has the agent killed."""
 
 
 @dataclass
@@ -50,6 +90,12 @@ class FakeMachine:
     images: set[Path] = field(default_factory=set)
     """Base images, kernels and the like that can be used."""
     reservations: tuple[Reservation, ...] = ()
+    is_deaf: bool = False
+    """The address server should answer, and does not."""
+    calls: int = field(default=0, compare=False)
+    """Of drivers' verbs, so far."""
+    _dead_at: int | None = field(default=None, compare=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, compare=False)
     _failures: dict[tuple[str, str], TestenvError] = field(default_factory=dict)
 
     def fail_on(self, verb: str, name: str, error: TestenvError) -> None:
@@ -62,6 +108,14 @@ class FakeMachine:
     def heal(self, verb: str, name: str) -> None:
         self._failures.pop((verb, name), None)
 
+    def kill_agent(self, after: int) -> None:
+        """Let `after` more calls be made, and no other."""
+        self._dead_at = self.calls + after
+
+    def start_agent(self) -> None:
+        """Calls are made again."""
+        self._dead_at = None
+
     def power_cut(self) -> None:
         """A reboot: domains are off, taps, addresses and dnsmasq gone; the rest is on disk."""
         for domain in self.domains.values():
@@ -69,9 +123,14 @@ class FakeMachine:
         self.devices = {name: owner for name, owner in self.devices.items() if not owner}
         self.addresses.clear()
         self.reservations = ()
+        self.is_deaf = True
 
     def attempt(self, verb: str, name: str = "") -> None:
         """What every fake verb does first."""
+        with self._counting:
+            if self._dead_at is not None and self.calls >= self._dead_at:
+                raise AgentDied(f"before {verb} {name}")
+            self.calls += 1
         if error := self._failures.get((verb, name)):
             raise error
 
@@ -95,14 +154,23 @@ class FakeHypervisor:
     def ensure_domain(self, domain: Domain) -> None:
         self.machine.attempt("ensure_domain", domain.name)
         existing = self._find(domain.name)
-        if existing is None:
-            existing = self.machine.domains[domain.name] = FakeDomain(self.host)
-        existing.plan = domain
+        for name, other in list(self.machine.domains.items()):
+            if other.plan.uuid == domain.uuid and name != domain.name and self._find(name):
+                del self.machine.domains[name]
+        self.machine.domains[domain.name] = FakeDomain(
+            self.host,
+            domain,
+            running=existing is not None and existing.running,
+            given=domain,
+            leftovers=tuple(
+                each for each in (existing.leftovers if existing else ()) if each != "autostart"
+            ),
+        )
 
     def start_domain(self, name: str) -> None:
         self.machine.attempt("start_domain", name)
         domain = self._find(name)
-        if domain is None or domain.plan is None:
+        if domain is None:
             raise DomainError(name, "there is no such domain")
         if domain.running:
             return
@@ -128,10 +196,15 @@ class FakeHypervisor:
     def domains(self) -> tuple[DomainInfo, ...]:
         self.machine.attempt("domains")
         return tuple(
-            DomainInfo(name, domain.running)
+            DomainInfo(name, domain.plan.uuid, domain.running)
             for name, domain in self.machine.domains.items()
             if domain.owner == self.host
         )
+
+    def inspect_domain(self, name: str) -> DomainDetails | None:
+        self.machine.attempt("inspect_domain", name)
+        domain = self._find(name)
+        return domain.details() if domain else None
 
     def close(self) -> None:
         """Nothing is held."""
@@ -168,13 +241,14 @@ class FakeSwitch:
         home = self._find(bridge)
         if home is None:
             raise BridgeError(bridge, "there is no such bridge")
-        home.ports[port] = PortInfo(port)
+        home.ports[port] = PortInfo(port, ours=True)
 
-    def remove_port(self, bridge: str, port: str) -> None:
-        self.machine.attempt("remove_port", port)
+    def remove_ports(self, bridge: str, ports: AbstractSet[str]) -> None:
+        for port in ports:
+            self.machine.attempt("remove_ports", port)
         home = self._find(bridge)
         if home is not None:
-            home.ports.pop(port, None)
+            home.ports = {name: port for name, port in home.ports.items() if name not in ports}
 
     def remove_bridge(self, name: str) -> None:
         self.machine.attempt("remove_bridge", name)
@@ -226,6 +300,12 @@ class FakeNetwork:
             del self.machine.addresses[held]
         self.machine.addresses[address] = interface
 
+    def addresses(self, interface: str) -> tuple[IPv4Interface, ...]:
+        self.machine.attempt("addresses", interface)
+        self._require(interface)
+        held = self.machine.addresses.items()
+        return tuple(address for address, device in held if device == interface)
+
     def ensure_up(self, interface: str) -> None:
         self.machine.attempt("ensure_up", interface)
         self._require(interface)
@@ -246,15 +326,22 @@ class FakeAddresses:
 
     def ensure_reservations(self, reservations: Iterable[Reservation]) -> None:
         self.machine.attempt("ensure_reservations")
-        self.machine.reservations = tuple(reservations)
+        if self.machine.reservations != (wanted := tuple(reservations)):
+            self.machine.is_deaf = False
+        self.machine.reservations = wanted
 
     def reservations(self) -> tuple[Reservation, ...]:
         self.machine.attempt("reservations")
         return self.machine.reservations
 
+    def answers(self) -> bool:
+        self.machine.attempt("answers")
+        return not self.machine.is_deaf
+
     def remove(self) -> None:
         self.machine.attempt("remove")
         self.machine.reservations = ()
+        self.machine.is_deaf = False
 
 
 @dataclass
@@ -276,10 +363,24 @@ class FakeDisks:
         self.machine.disks[disk.path] = disk
         self.machine.used.discard(disk.path)
 
+    def inspect(self, path: Path) -> DiskInfo | None:
+        self.machine.attempt("inspect", str(path))
+        disk = self.machine.disks.get(path)
+        if disk is None:
+            return None
+        backing = disk.base if disk.format == "qcow2" else None
+        return DiskInfo(
+            format=disk.format,
+            size=disk.size_gib * _GIB,
+            backing=backing,
+            backing_format="qcow2" if backing else "",
+        )
+
     def remove(self, path: Path) -> None:
         self.machine.attempt("remove", str(path))
         self.machine.disks.pop(path, None)
         self.machine.used.discard(path)
+        path.unlink(missing_ok=True)  # what a test has put there
 
     def _require(self, image: Path) -> None:
         if image not in self.machine.images:

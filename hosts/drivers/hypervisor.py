@@ -1,11 +1,20 @@
 """Domains over libvirt (libvirt-python, QEMU driver)."""
 
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import libvirt
 
-from hosts.drivers.base import DomainInfo
-from hosts.drivers.domain_xml import MARK_NAMESPACE, domain_xml, marked_host
+from hosts.drivers.base import DomainDetails, DomainInfo
+from hosts.drivers.domain_xml import (
+    MARK_NAMESPACE,
+    MARK_PREFIX,
+    domain_xml,
+    marked_host,
+    read_definition,
+    seal_of,
+    sealed_mark,
+)
 from hosts.drivers.libvirt_connection import LibvirtConnection
 from schemas.errors import DomainError, ForeignObject
 from schemas.plan import Domain
@@ -28,7 +37,7 @@ _REFUSED_FLAG = (
 
 
 class LibvirtHypervisor:
-    """`host`'s domains at `connection`. Thread-safe; each call is bounded by libvirt's keepalive.
+    """`host`'s domains at `connection`. Thread-safe; each call is bounded, as `connection` says.
 
     `domain_type` is kvm or qemu; `datapath_type` is what the NICs are plugged into, see
     `domain_xml`.
@@ -62,6 +71,7 @@ class LibvirtHypervisor:
             defined = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             if defined.autostart():
                 defined.setAutostart(0)
+            self._seal(defined)
 
     def start_domain(self, name: str) -> None:
         with self._connection.naming(name, "starting it") as connection:
@@ -86,14 +96,34 @@ class LibvirtHypervisor:
         with self._connection.naming(self._connection.uri, "listing domains") as connection:
             return tuple(self._infos(connection.listAllDomains()))
 
+    def inspect_domain(self, name: str) -> DomainDetails | None:
+        with self._connection.naming(name, "looking at it") as connection:
+            domain = self._find(connection, name)
+            if domain is None:
+                return None
+            return read_definition(
+                _definition(domain), running=_is_active(domain), leftovers=_leftovers(domain)
+            )
+
     def close(self) -> None:
-        self._connection.close()
+        """Nothing is held between calls."""
+
+    def _seal(self, domain: libvirt.virDomain) -> None:
+        """Leave in the mark what `domain` is defined as now, for `inspect_domain`."""
+        domain.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+            sealed_mark(self._host, seal_of(_definition(domain))),
+            MARK_PREFIX,
+            MARK_NAMESPACE,
+            libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+        )
 
     def _infos(self, domains: list[libvirt.virDomain]) -> Iterator[DomainInfo]:
         for domain in domains:
             try:
                 if _owner(domain) == self._host:
-                    yield DomainInfo(name=domain.name(), running=_is_active(domain))
+                    uuid = UUID(domain.UUIDString())
+                    yield DomainInfo(domain.name(), uuid, running=_is_active(domain))
             except libvirt.libvirtError as exc:
                 # It went since the list was made.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
@@ -138,6 +168,22 @@ def _owner(domain: libvirt.virDomain) -> str:
             return ""
         raise
     return marked_host(mark)
+
+
+def _definition(domain: libvirt.virDomain) -> str:
+    """What counts from the next start, with what libvirt else keeps to itself."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    definition: str = domain.XMLDesc(flags)
+    return definition
+
+
+def _leftovers(domain: libvirt.virDomain) -> tuple[str, ...]:
+    kept = {
+        "managed save": domain.hasManagedSaveImage(0),
+        "snapshots": domain.snapshotNum(0),
+        "autostart": domain.autostart(),
+    }
+    return tuple(name for name, there in kept.items() if there)
 
 
 def _remove(domain: libvirt.virDomain) -> None:

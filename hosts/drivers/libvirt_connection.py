@@ -1,4 +1,4 @@
-"""One connection to a libvirt daemon that never blocks for ever and comes back by itself.
+"""libvirt, each call bounded in time, and each on a connection of its own.
 
 libvirt-python's rules behind it (https://libvirt.org/html/libvirt-libvirt-event.html): an event
 loop is registered before anything is opened and runs for ever, and keepalive needs that loop.
@@ -14,11 +14,13 @@ import libvirt
 
 from schemas.errors import DomainError, HypervisorError
 
-KEEPALIVE_INTERVAL_S = 3
-KEEPALIVE_COUNT = 3
-"""An answer is overdue after `interval * (count + 1)`: every call then fails, bounded by 12 s."""
+SILENCE_S = 16
+"""A call that libvirt has not answered by then fails. Powering off a QEMU that does not listen
+takes 15 s (libvirt 9.0)."""
 
 OPEN_TIMEOUT_S = 10.0
+_OPENINGS = 4
+"""At a time: each may hang as long as a stopped daemon does."""
 _RESTART = "is libvirtd running? Try: virsh -c {uri} list"
 
 _event_loop_lock = threading.Lock()
@@ -26,28 +28,42 @@ _event_loop: threading.Thread | None = None
 
 
 class LibvirtConnection:
-    """A connection to `uri` that is opened when needed and again after it died. Thread-safe."""
+    """Connections to `uri`: one for each use, opened for it and closed after it. Thread-safe.
+
+    Two threads on one connection can crash the process, and so can a keepalive message that is
+    sent during a call (CVE-2024-4418, in libvirt before 10.4: Debian 12 has 9.0). So nobody shares
+    one, and no such message is sent: a connection is closed when it has been silent for too long.
+    Opening one takes 5 ms.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._lock = threading.Lock()
-        self._opening: Future[libvirt.virConnect] | None = None
+        self._turns = threading.Semaphore(_OPENINGS)
 
-    def get(self) -> libvirt.virConnect:
-        """A live connection. Raises HypervisorError when there is none in OPEN_TIMEOUT_S."""
-        opening = self._current()
+    def open(self, *, silence_s: int = SILENCE_S) -> libvirt.virConnect:
+        """A connection for one thread, which is closed with the last reference to it, or when
+        libvirt has said nothing on it for `silence_s`. Raises HypervisorError when there is none
+        in OPEN_TIMEOUT_S."""
+        _run_event_loop()
+        late = self._unreachable(f"libvirt does not answer within {OPEN_TIMEOUT_S:g} s")
+        if not self._turns.acquire(timeout=OPEN_TIMEOUT_S):
+            raise late
+        opening: Future[libvirt.virConnect] = Future()
+        # virConnectOpen has no timeout of its own, so it waits in a thread that may hang.
+        threading.Thread(
+            target=self._open, args=(opening, silence_s), name="libvirt-open", daemon=True
+        ).start()
         try:
             return opening.result(OPEN_TIMEOUT_S)
         except FutureTimeoutError as exc:
-            why = f"libvirt does not answer within {OPEN_TIMEOUT_S:g} s"
-            raise self._unreachable(why) from exc
+            raise late from exc
         except libvirt.libvirtError as exc:
             raise self._unreachable(one_line(exc)) from exc
 
     @contextmanager
     def naming(self, name: str, doing: str) -> Iterator[libvirt.virConnect]:
-        """A live connection; what libvirt refuses inside is a DomainError about domain `name`."""
-        connection = self.get()
+        """A connection; what libvirt refuses inside is a DomainError about domain `name`."""
+        connection = self.open()
         try:
             yield connection
         except libvirt.libvirtError as exc:
@@ -55,25 +71,16 @@ class LibvirtConnection:
             remedy = "" if connection.isAlive() else _RESTART.format(uri=self.uri)
             raise DomainError(name, why, remedy=remedy) from exc
 
-    def close(self) -> None:
-        """Let go of the connection; a later `get` opens a new one."""
-        with self._lock:
-            opening, self._opening = self._opening, None
-        if opening and opening.done() and not opening.exception():
-            _close(opening.result())
-
-    def _current(self) -> "Future[libvirt.virConnect]":
-        """The open connection, or the attempt to open one: never two attempts at a time."""
-        with self._lock:
-            if self._opening is None or _is_over(self._opening):
-                _run_event_loop()
-                self._opening = Future()
-                # virConnectOpen has no timeout of its own, so it waits in a thread that may hang
-                # as long as a stopped daemon does.
-                threading.Thread(
-                    target=_open, args=(self.uri, self._opening), name="libvirt-open", daemon=True
-                ).start()
-            return self._opening
+    def _open(self, opening: "Future[libvirt.virConnect]", silence_s: int) -> None:
+        try:
+            connection = libvirt.open(self.uri)
+            connection.setKeepAlive(silence_s, 0)
+        except libvirt.libvirtError as exc:
+            opening.set_exception(exc)
+        else:
+            opening.set_result(connection)
+        finally:
+            self._turns.release()
 
     def _unreachable(self, why: str) -> HypervisorError:
         return HypervisorError(self.uri, why, remedy=_RESTART.format(uri=self.uri))
@@ -82,40 +89,6 @@ class LibvirtConnection:
 def one_line(error: libvirt.libvirtError) -> str:
     """What libvirt says, which may quote several lines of QEMU's output, as one line."""
     return " ".join((error.get_error_message() or str(error)).split())
-
-
-def _open(uri: str, opening: "Future[libvirt.virConnect]") -> None:
-    try:
-        connection = libvirt.open(uri)
-        connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-    except libvirt.libvirtError as exc:
-        opening.set_exception(exc)
-    else:
-        opening.set_result(connection)
-
-
-def _is_over(opening: "Future[libvirt.virConnect]") -> bool:
-    """Whether an attempt has failed, or its connection has died since."""
-    if not opening.done():
-        return False
-    if opening.exception():
-        return True
-    connection = opening.result()
-    try:
-        if connection.isAlive():
-            return False
-    except libvirt.libvirtError:
-        return True
-    _close(connection)
-    return True
-
-
-def _close(connection: libvirt.virConnect) -> None:
-    try:
-        connection.close()
-    except libvirt.libvirtError:
-        # Closed already, or the daemon has gone: either way nothing is held any more.
-        return
 
 
 def _run_event_loop() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -43,7 +44,8 @@ class LinuxNetwork:
         if not link.is_tap:
             raise NetworkError(name, "a device of ours has this name, but it is not a tap")
         _hide_host_behind(name)
-        set_up(name)
+        if not link.is_up:
+            set_up(name)
 
     def remove_tap(self, name: str) -> None:
         """There is no tap `name`; a guest that has it open loses its network."""
@@ -71,6 +73,11 @@ class LinuxNetwork:
         commands += [f"route replace {route} dev {interface}" for route in routes]
         # One process, which goes on when the connection that it was started over breaks.
         _batch(interface, *commands)
+
+    def addresses(self, interface: str) -> tuple[IPv4Interface, ...]:
+        """All IPv4 addresses of `interface`, which must be there."""
+        links = _query(interface, "-4", "address", "show", "dev", interface)
+        return tuple(address for link in links for address in _addresses(link))
 
     def ensure_up(self, interface: str) -> None:
         set_up(interface)
@@ -109,6 +116,7 @@ class _Link:
 
     name: str
     is_tap: bool
+    is_up: bool
     owner: str
 
     @classmethod
@@ -117,6 +125,7 @@ class _Link:
         return cls(
             name=link["ifname"],
             is_tap=link.get("linkinfo", {}).get("info_kind") == "tun",
+            is_up="UP" in link.get("flags", ()),
             owner=alias.removeprefix(_MARK) if alias.startswith(_MARK) else "",
         )
 
@@ -133,12 +142,15 @@ def _link(name: str) -> _Link | None:
 def _holders(address: IPv4Interface) -> list[tuple[str, IPv4Interface]]:
     """Every device that has `address`, with the prefix length that it has there."""
     links = _query(str(address.ip), "-4", "address", "show", "to", f"{address.ip}/32")
-    return [
-        (link["ifname"], IPv4Interface(f"{info['local']}/{info['prefixlen']}"))
-        for link in links
-        for info in link.get("addr_info", ())
-        if "local" in info  # iproute2 6.1 leaves an empty object for each address it filtered out
-    ]
+    return [(link["ifname"], held) for link in links for held in _addresses(link)]
+
+
+def _addresses(link: dict[str, Any]) -> Iterator[IPv4Interface]:
+    """What `ip -json address show` says that `link` has."""
+    for info in link.get("addr_info", ()):
+        # iproute2 6.1 leaves an empty object for each address that it filtered out.
+        if "local" in info:
+            yield IPv4Interface(f"{info['local']}/{info['prefixlen']}")
 
 
 def _routes_by(device: str, address: IPv4Interface) -> list[str]:

@@ -36,10 +36,7 @@ class Check(NamedTuple):
 def check_drivers(config: HostConfig) -> tuple[Check, ...]:
     """All that drivers need on this host; takes up to 15 s where a daemon does not answer."""
     connection = LibvirtConnection(config.hypervisor.uri)
-    try:
-        return (*_check_libvirt(connection, config), check_switch(config), *_check_tools(config))
-    finally:
-        connection.close()
+    return (*_check_libvirt(connection, config), check_switch(config), *_check_tools(config))
 
 
 def check_libvirt(connection: LibvirtConnection) -> Check:

@@ -3,6 +3,7 @@
 import hashlib
 import socket
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -86,15 +87,16 @@ class OvsSwitch:
             self._require_no_error(port)
             _bring_up(port)
 
-    def remove_port(self, bridge: str, port: str) -> None:
-        """`port` is not on `bridge`; nothing if there is no such port or bridge."""
+    def remove_ports(self, bridge: str, ports: AbstractSet[str]) -> None:
+        """None of `ports` is on `bridge`; nothing if there is no such port or bridge."""
 
         def write(draft: Draft) -> None:
             row = self._bridge(draft, bridge)
-            if row is not None and _port_of(row, port) is not None:
+            there = {port.name for port in row.ports} if row is not None else set()
+            for port in ports & there:
                 self._take_port(draft, port)
 
-        with self._naming(port):
+        with self._naming(", ".join(sorted(ports))):
             self._ovsdb.change(write)
 
     def remove_bridge(self, name: str) -> None:
@@ -123,8 +125,18 @@ class OvsSwitch:
     def _infos(self, database: Database) -> Iterator[BridgeInfo]:
         for bridge in database.rows("Bridge"):
             if bridge.external_ids.get(MARK) == self._host:
-                ports = (_port_info(port) for port in bridge.ports if port.name != bridge.name)
+                ports = (self._info(port) for port in bridge.ports if port.name != bridge.name)
                 yield BridgeInfo(bridge.name, {port.name: port for port in ports})
+
+    def _info(self, port: Row) -> PortInfo:
+        errors = (error for interface in port.interfaces for error in interface.error)
+        return PortInfo(
+            name=port.name,
+            tag=next(iter(port.tag), None),
+            trunks=tuple(sorted(port.trunks)),
+            error="; ".join(errors),
+            ours=port.external_ids.get(MARK) == self._host,
+        )
 
     def _bridge(self, database: Database, name: str) -> Row | None:
         """Our bridge `name`, if there is one."""
@@ -202,16 +214,6 @@ class OvsSwitch:
 
 def _port_of(bridge: Row, name: str) -> Row | None:
     return next((port for port in bridge.ports if port.name == name), None)
-
-
-def _port_info(port: Row) -> PortInfo:
-    errors = (error for interface in port.interfaces for error in interface.error)
-    return PortInfo(
-        name=port.name,
-        tag=next(iter(port.tag), None),
-        trunks=tuple(sorted(port.trunks)),
-        error="; ".join(errors),
-    )
 
 
 def _errors_of(database: Database, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`make bench`: what the broker and the client cost, beside their rivals in the same run.
+"""`make bench`: what broker, client and turnover cost, beside their rivals in the same run.
 
     python -m tests.benchmarks [--only NAME]... [--runs N] [--json FILE] [--markdown FILE]
 
@@ -35,10 +35,13 @@ from tests.benchmarks.machine import machine
 from tests.benchmarks.markdown import page
 from tests.benchmarks.round_trips import ROUND_TRIPS
 from tests.benchmarks.storm import STORM
+from tests.benchmarks.turnover import TURNOVER
 
 BENCHMARKS = {
     benchmark.name: benchmark
-    for benchmark in (DISPATCH, ROUND_TRIPS, STORM, IDLE, CLIENT_START, HAND_OVER, FLEET)
+    for benchmark in (
+        *(DISPATCH, ROUND_TRIPS, STORM, IDLE, CLIENT_START, HAND_OVER, FLEET, TURNOVER),
+    )
 }
 
 ROOT = Path(__file__).parents[2]

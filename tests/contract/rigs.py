@@ -7,6 +7,7 @@ one does so with virsh, ovs-vsctl, ip and qemu-img, never with the drivers that 
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,11 @@ class Rig(Protocol):
 
     def memory_mib(self, domain: str) -> int:
         """What the domain will have at its next start."""
+
+    def set_memory(self, domain: str, memory_mib: int) -> None:
+        """As a holder could, from the next start on."""
+
+    def set_autostart(self, domain: str) -> None: ...
 
     def run_of(self, domain: str) -> object:
         """Tells one power-on of a domain from the next."""
@@ -95,8 +101,14 @@ class FakeRig:
         return {name: domain.running for name, domain in self.machine.domains.items()}
 
     def memory_mib(self, domain: str) -> int:
-        plan = self.machine.domains[domain].plan
-        return plan.memory_mib if plan else 0
+        return self.machine.domains[domain].plan.memory_mib
+
+    def set_memory(self, domain: str, memory_mib: int) -> None:
+        there = self.machine.domains[domain]
+        there.plan = there.plan.model_copy(update={"memory_mib": memory_mib})
+
+    def set_autostart(self, domain: str) -> None:
+        self.machine.domains[domain].leftovers += ("autostart",)
 
     def run_of(self, domain: str) -> object:
         return self.machine.domains[domain].running
@@ -111,7 +123,7 @@ class FakeRig:
     def set_vlans(self, port: str, tag: int, trunks: tuple[int, ...]) -> None:
         for bridge in self.machine.bridges.values():
             if port in bridge.ports:
-                bridge.ports[port] = PortInfo(port, tag=tag, trunks=trunks)
+                bridge.ports[port] = replace(bridge.ports[port], tag=tag, trunks=trunks)
 
     def bridges(self) -> dict[str, set[str]]:
         return {name: set(bridge.ports) for name, bridge in self.machine.bridges.items()}
@@ -178,6 +190,12 @@ class RealRig:
         xml = tool("virsh", "dumpxml", "--inactive", "--xpath", "/domain/memory/text()", domain)
         return int(xml) // 1024
 
+    def set_memory(self, domain: str, memory_mib: int) -> None:
+        tool("virsh", "setmaxmem", domain, f"{memory_mib}M", "--config")
+
+    def set_autostart(self, domain: str) -> None:
+        tool("virsh", "autostart", domain)
+
     def run_of(self, domain: str) -> object:
         return tool("virsh", "domid", domain)
 
@@ -190,7 +208,7 @@ class RealRig:
 
     def set_vlans(self, port: str, tag: int, trunks: tuple[int, ...]) -> None:
         words = ",".join(map(str, trunks))
-        tool("ovs-vsctl", "set", "port", port, f"tag={tag}", f"trunks={words}")
+        tool("ovs-vsctl", "set", "port", port, f"tag={tag}", f"trunks=[{words}]")
 
     def bridges(self) -> dict[str, set[str]]:
         names = tool("ovs-vsctl", "list-br").split()

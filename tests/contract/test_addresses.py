@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hosts.drivers.base import Reservation
-from hosts.drivers.dnsmasq import STOP_TIMEOUT_S, Dnsmasq, StaticAddresses
+from hosts.drivers.dnsmasq import ANSWER_TIMEOUT_S, STOP_TIMEOUT_S, Dnsmasq, StaticAddresses
 from hosts.drivers.fake import FakeAddresses, FakeMachine
 from schemas.errors import AddressServerError
 from tests.contract import dhcp
@@ -46,6 +46,19 @@ def test_an_agent_started_again_finds_its_server_at_work(rig: Rig) -> None:
     assert rig.drivers_of(HOST).addresses.reservations() == (ONE,)
 
 
+def test_a_server_answers_as_long_as_there_is_somebody_to_serve(rig: Rig) -> None:
+    rig.drivers.switch.ensure_bridge(BRIDGE)
+    rig.drivers.network.ensure_address(BRIDGE, ADDRESS)
+    addresses = rig.drivers.addresses
+    assert addresses.answers()
+    addresses.ensure_reservations([ONE, TWO])
+    assert addresses.answers()
+    addresses.ensure_reservations([])
+    assert addresses.answers()
+    addresses.remove()
+    assert addresses.answers()
+
+
 def test_static_addresses_are_only_recorded_and_our_own_server_goes() -> None:
     former = FakeAddresses(FakeMachine())
     former.ensure_reservations([ONE])
@@ -53,6 +66,7 @@ def test_static_addresses_are_only_recorded_and_our_own_server_goes() -> None:
     addresses.ensure_reservations(iter([ONE, TWO]))
     assert addresses.reservations() == (ONE, TWO)
     assert former.reservations() == ()
+    assert addresses.answers()
     addresses.remove()
     assert addresses.reservations() == ()
 
@@ -110,6 +124,23 @@ def test_a_server_that_died_is_started_again(real: RealRig, wire: str) -> None:
     assert real.drivers.addresses.reservations() == ()
     real.drivers.addresses.ensure_reservations([ONE])
     assert dhcp.lease(wire, ONE.mac) == ONE.address
+
+
+def test_a_server_that_is_dead_or_hangs_does_not_answer(real: RealRig, wire: str) -> None:
+    addresses = real.drivers.addresses
+    addresses.ensure_reservations([ONE])
+    (pid,) = dnsmasqs()
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    assert not addresses.answers()
+    assert time.monotonic() - started < ANSWER_TIMEOUT_S + 1
+    os.kill(pid, signal.SIGCONT)
+    assert addresses.answers()
+    # Asking takes nothing from the one in whose name it was done.
+    assert dhcp.lease(wire, ONE.mac) == ONE.address
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    assert not addresses.answers()
 
 
 def test_a_server_whose_files_are_lost_is_replaced_and_not_doubled(real: RealRig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hosts.drivers.base import DiskInfo
 from schemas.errors import DiskError
 from schemas.plan import Disk
 from tests.contract.rigs import RealRig, Rig, tool
@@ -27,6 +28,18 @@ def test_an_overlay_needs_its_base(rig: Rig) -> None:
     )
     with pytest.raises(DiskError, match="none"):
         rig.drivers.disks.make_fresh(disk)
+
+
+def test_a_disk_is_seen_as_it_was_made(rig: Rig) -> None:
+    base = rig.plant_image("base.qcow2")
+    blank = Disk(path=rig.directory / "a", size_gib=3, format="raw")
+    overlay = Disk(path=rig.directory / "b", size_gib=2, format="qcow2", base=base)
+    disks = rig.drivers.disks
+    for disk in (blank, overlay):
+        disks.make_fresh(disk)
+    assert disks.inspect(blank.path) == DiskInfo("raw", 3 * GIB)
+    assert disks.inspect(overlay.path) == DiskInfo("qcow2", 2 * GIB, base, "qcow2")
+    assert disks.inspect(rig.directory / "none") is None
 
 
 def test_removing_a_disk_may_be_repeated(rig: Rig) -> None:
@@ -65,9 +78,10 @@ def test_an_overlay_may_be_larger_than_its_base(real: RealRig) -> None:
     assert info_of(disk.path)["virtual-size"] == 4 * GIB
 
 
-def test_a_raw_disk_with_a_base_is_a_copy_of_it(real: RealRig) -> None:
-    base = make_image(real, "qcow2", "1G")
-    tool("qemu-io", "-c", "write -P 0x42 0 64k", base)
+@pytest.mark.parametrize("base_format", ["qcow2", "raw"])
+def test_a_raw_disk_with_a_base_is_a_copy_of_it(real: RealRig, base_format: str) -> None:
+    base = make_image(real, base_format, "1G")
+    tool("qemu-io", "-f", base_format, "-c", "write -P 0x42 0 64k", base)
     disk = Disk(path=real.directory / "a.raw", size_gib=2, format="raw", base=base)
     real.drivers.disks.make_fresh(disk)
     info = info_of(disk.path)

@@ -1,11 +1,19 @@
 """What a fence promises of a whole environment, whatever its hypervisor and its switch are."""
 
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, cast
+
+import pytest
 
 from hosts.builder import Builder
+from hosts.drivers.base import Drivers
+from hosts.drivers.fake import AgentDied
 from hosts.plan import plan_host
 from schemas.config import HostConfig
-from schemas.plan import Facts, HostPlan
+from schemas.plan import Environment, Facts, HostPlan
 from tests.contract.frames import hears
 from tests.contract.rigs import ADDRESS, BRIDGE, HOST, RealRig, Rig, tool
 
@@ -58,7 +66,7 @@ def test_fencing_again_and_after_half_a_fence_or_half_a_turnover_converges(
     plan = planned(rig)
     env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
     builder.build(env)
-    rig.drivers.switch.remove_port(BRIDGE, "te1s0")
+    rig.drivers.switch.remove_ports(BRIDGE, {"te1s0"})
     rig.drivers.hypervisor.power_off_domain(env.seed.name)
     for _ in ("after half a fence", "after a whole one"):
         builder.fence(env)
@@ -74,6 +82,73 @@ def test_fencing_again_and_after_half_a_fence_or_half_a_turnover_converges(
     assert rig.domains()[env.seed.name]
 
 
+def test_what_a_holder_has_changed_is_told_by_the_fence_and_gone_after_turnover(
+    rig: Rig,
+) -> None:
+    plan = planned(rig)
+    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
+    builder.build(env)
+    assert builder.differences(env) == ()
+    rig.set_memory(env.nodes[0].name, 96)
+    rig.set_autostart(env.nodes[1].name)
+    rig.set_vlans("te1n0e0", 42, ())
+    rig.plant_device("stray")
+    rig.plant_port(env.bridge, "stray")
+    assert set(map(str, builder.fence(env))) == {
+        f"{env.nodes[0].name}: memory is 96 MiB, planned 64 MiB",
+        f"{env.nodes[1].name}: autostart left",
+        "te1n0e0: tag 42, planned none",
+        f"{env.bridge}: stray port stray",
+    }
+    builder.turn_over(env)
+    assert builder.differences(env) == ()
+    assert plugged(rig) == PORTS
+
+
+def test_a_fence_and_turnover_killed_half_way_are_finished_by_the_next_agent(
+    real: RealRig,
+) -> None:
+    plan = planned(real)
+    [env] = plan.environments
+    Builder(plan, real.drivers, real.directory).build(env)
+    whole = (real.domains(), real.bridges(), real.devices())
+    for verb in ("remove_ports", "ensure_port", "ensure_domain"):
+        dying = Builder(plan, dying_at(real.drivers, verb), real.directory)
+        with pytest.raises(AgentDied):
+            end_lease(dying, env)
+        builder = Builder(plan, real.drivers, real.directory)
+        end_lease(builder, env)
+        assert (real.domains(), real.bridges(), real.devices()) == whole
+        assert builder.differences(env) == ()
+
+
+def end_lease(builder: Builder, env: Environment) -> None:
+    builder.fence(env)
+    builder.turn_over(env)
+
+
+def dying_at(drivers: Drivers, verb: str) -> Drivers:
+    """Drivers that do nothing from the first call of `verb` on."""
+    dead = threading.Event()
+
+    class Dying:
+        def __init__(self, driver: object) -> None:
+            self._driver = driver
+
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            def call(*arguments: object) -> object:
+                if name == verb:
+                    dead.set()
+                if dead.is_set():
+                    raise AgentDied(f"before {name}")
+                result: object = getattr(self._driver, name)(*arguments)
+                return result
+
+            return call
+
+    return Drivers(*(cast("Any", Dying(getattr(drivers, each.name))) for each in fields(drivers)))
+
+
 def test_frames_stop_at_the_fence_and_pass_again_after_turnover(
     real: RealRig,
 ) -> None:
@@ -85,5 +160,7 @@ def test_frames_stop_at_the_fence_and_pass_again_after_turnover(
     builder.fence(env)
     assert not hears(env.bridge, "te1n0e0", timeout=0.3)
     assert not hears(BRIDGE, "te1s0", timeout=0.3)
+    tool("ovs-ofctl", "add-flow", env.bridge, "priority=9,actions=drop")
     builder.turn_over(env)
+    tool("ip", "link", "set", env.bridge, "up")
     assert hears(env.bridge, "te1n0e0")

@@ -1,35 +1,48 @@
 """What every Hypervisor promises about domains."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from hosts.drivers.base import DomainInfo, Hypervisor
+from hosts.drivers.base import (
+    BOOT_ORDERS,
+    DomainDetails,
+    DomainInfo,
+    DriveInfo,
+    Hypervisor,
+    NicInfo,
+)
 from schemas.errors import DomainError, ForeignObject
-from schemas.plan import Domain
+from schemas.plan import Domain, KernelBoot
 from tests.contract.plans import build, planned_domain
 from tests.contract.rigs import Rig
 
-VERBS: dict[str, Callable[[Hypervisor, Domain], None]] = {
+VERBS: dict[str, Callable[[Hypervisor, Domain], object]] = {
     "start": lambda driver, domain: driver.start_domain(domain.name),
     "power off": lambda driver, domain: driver.power_off_domain(domain.name),
     "remove": lambda driver, domain: driver.remove_domain(domain.name),
     "ensure": lambda driver, domain: driver.ensure_domain(domain),
+    "inspect": lambda driver, domain: driver.inspect_domain(domain.name),
 }
+KERNEL_BOOT = KernelBoot(kernel=Path("/k"), initrd=Path("/i"), cmdline="console=ttyS0 <&>")
 
 
 def test_an_ensured_domain_is_ours_and_off(rig: Rig) -> None:
-    build(rig, planned_domain(rig))
-    assert rig.drivers.hypervisor.domains() == (DomainInfo("seed_1", running=False),)
+    domain = planned_domain(rig)
+    build(rig, domain)
+    assert rig.drivers.hypervisor.domains() == (DomainInfo("seed_1", domain.uuid, running=False),)
     assert rig.domains() == {"seed_1": False}
 
 
 def test_a_started_domain_runs_and_starting_it_again_changes_nothing(rig: Rig) -> None:
-    build(rig, planned_domain(rig, ports=("te1s0",)))
+    domain = planned_domain(rig, ports=("te1s0",))
+    build(rig, domain)
     rig.drivers.hypervisor.start_domain("seed_1")
     first = rig.run_of("seed_1")
     rig.drivers.hypervisor.start_domain("seed_1")
-    assert rig.drivers.hypervisor.domains() == (DomainInfo("seed_1", running=True),)
+    assert rig.drivers.hypervisor.domains() == (DomainInfo("seed_1", domain.uuid, running=True),)
     assert rig.run_of("seed_1") == first
 
 
@@ -89,6 +102,46 @@ def test_a_changed_plan_counts_from_the_next_start(rig: Rig) -> None:
     rig.drivers.hypervisor.ensure_domain(planned_domain(rig, memory_mib=96))
     assert rig.domains() == {"seed_1": True}
     assert rig.memory_mib("seed_1") == 96
+
+
+@pytest.mark.parametrize("boot", ["network", "disk", KERNEL_BOOT])
+def test_a_domain_is_seen_as_it_was_planned(
+    rig: Rig, boot: Literal["network", "disk"] | KernelBoot
+) -> None:
+    domain = planned_domain(rig, ports=("te1s0", "te1s1"), memory_mib=80, boot=boot)
+    build(rig, domain)
+    assert rig.drivers.hypervisor.inspect_domain("seed_1") == DomainDetails(
+        running=False,
+        memory_mib=80,
+        cpus=1,
+        nics=tuple(NicInfo(nic.mac, nic.port) for nic in domain.nics),
+        drives=(DriveInfo(domain.disk.path, "qcow2"),),
+        boot=boot if isinstance(boot, KernelBoot) else BOOT_ORDERS[boot],
+    )
+    assert rig.drivers.hypervisor.inspect_domain("seed_2") is None
+
+
+def test_what_a_holder_has_changed_is_seen_until_the_domain_is_made_again(rig: Rig) -> None:
+    domain, hypervisor = planned_domain(rig, memory_mib=64), rig.drivers.hypervisor
+    build(rig, domain)
+    rig.set_memory("seed_1", 96)
+    rig.set_autostart("seed_1")
+    seen = hypervisor.inspect_domain("seed_1")
+    assert seen
+    assert (seen.memory_mib, seen.altered, seen.leftovers) == (96, True, ("autostart",))
+    hypervisor.remove_domain("seed_1")
+    hypervisor.ensure_domain(domain)
+    seen = hypervisor.inspect_domain("seed_1")
+    assert seen
+    assert (seen.memory_mib, seen.altered, seen.leftovers) == (64, False, ())
+
+
+def test_a_domain_that_runs_is_not_taken_for_changed(rig: Rig) -> None:
+    build(rig, planned_domain(rig, ports=("te1s0",)))
+    rig.drivers.hypervisor.start_domain("seed_1")
+    seen = rig.drivers.hypervisor.inspect_domain("seed_1")
+    assert seen
+    assert (seen.running, seen.altered, seen.leftovers) == (True, False, ())
 
 
 def test_removing_a_running_domain_leaves_nothing_and_may_be_repeated(rig: Rig) -> None:

@@ -53,6 +53,17 @@ def test_an_ensured_address_is_on_its_device(rig: Rig) -> None:
     assert rig.address_holders(ADDRESS.ip) == {"te1s0": ADDRESS}
 
 
+def test_the_addresses_of_a_device_are_told_with_their_prefix_lengths(rig: Rig) -> None:
+    network = rig.drivers.network
+    network.ensure_tap("te1s0")
+    network.ensure_tap("te1s1")
+    assert network.addresses("te1s0") == ()
+    network.ensure_address("te1s0", ADDRESS)
+    network.ensure_address("te1s0", IPv4Interface("198.51.100.1/25"))
+    assert set(network.addresses("te1s0")) == {ADDRESS, IPv4Interface("198.51.100.1/25")}
+    assert network.addresses("te1s1") == ()
+
+
 def test_another_device_loses_the_address(rig: Rig) -> None:
     rig.drivers.network.ensure_tap("te1s0")
     rig.drivers.network.ensure_tap("te1s1")
@@ -73,6 +84,8 @@ def test_a_missing_device_is_an_error_that_names_it(rig: Rig) -> None:
         rig.drivers.network.ensure_address("missing0", ADDRESS)
     with pytest.raises(NetworkError, match="missing0"):
         rig.drivers.network.ensure_up("missing0")
+    with pytest.raises(NetworkError, match="missing0"):
+        rig.drivers.network.addresses("missing0")
 
 
 def test_a_tap_is_persistent_and_up_and_for_qemus_user(real: RealRig) -> None:

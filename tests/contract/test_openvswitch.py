@@ -38,7 +38,7 @@ def test_a_tag_survives_power_cycles_of_its_guest(real: RealRig) -> None:
         real.drivers.hypervisor.start_domain("seed_1")
         real.drivers.hypervisor.power_off_domain("seed_1")
     assert real.drivers.switch.bridges() == (
-        BridgeInfo("brbm1", {"te1n0e0": PortInfo("te1n0e0", tag=42, trunks=(1, 2))}),
+        BridgeInfo("brbm1", {"te1n0e0": PortInfo("te1n0e0", tag=42, trunks=(1, 2), ours=True)}),
     )
 
 
@@ -69,7 +69,7 @@ def test_a_bridge_takes_the_mac_of_the_nic_that_is_moved_onto_it(real: RealRig) 
     own = mac_of("br-ctlplane")
     switch.ensure_port("br-ctlplane", "nic0")
     assert mac_of("br-ctlplane") == mac_of("nic0")
-    switch.remove_port("br-ctlplane", "nic0")
+    switch.remove_ports("br-ctlplane", {"nic0"})
     assert mac_of("br-ctlplane") == own
 
 
@@ -81,7 +81,7 @@ def test_a_port_works_again_after_it_was_removed_and_its_tap_was_not(real: RealR
     for _ in range(3):
         switch.ensure_port("brbm1", "te1s0")
         assert hears("brbm1", "te1s0")
-        switch.remove_port("brbm1", "te1s0")
+        switch.remove_ports("brbm1", {"te1s0"})
         assert not hears("brbm1", "te1s0", timeout=0.3)
 
 
@@ -108,7 +108,7 @@ def test_a_port_whose_tap_a_reboot_took_has_an_error_and_is_healed(real: RealRig
     wait_until(lambda: switch.bridges()[0].ports["te1s0"].error != "")
     network.ensure_tap("te1s0")
     switch.ensure_port("brbm1", "te1s0")
-    assert switch.bridges()[0].ports == {"te1s0": PortInfo("te1s0")}
+    assert switch.bridges()[0].ports == {"te1s0": PortInfo("te1s0", ours=True)}
     assert hears("brbm1", "te1s0")
 
 

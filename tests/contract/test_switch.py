@@ -12,7 +12,7 @@ VERBS: dict[str, Callable[[Switch], None]] = {
     "ensure the bridge": lambda switch: switch.ensure_bridge("brbm1"),
     "remove the bridge": lambda switch: switch.remove_bridge("brbm1"),
     "ensure a port": lambda switch: switch.ensure_port("brbm1", "te1s0"),
-    "remove a port": lambda switch: switch.remove_port("brbm1", "te1n0e0"),
+    "remove a port": lambda switch: switch.remove_ports("brbm1", {"te1n0e0"}),
 }
 
 
@@ -27,7 +27,9 @@ def test_an_ensured_bridge_is_ours_and_has_no_ports(rig: Rig) -> None:
 def test_an_ensured_port_is_on_its_bridge(rig: Rig) -> None:
     ensure_port(rig, "brbm1", "te1s0")
     rig.drivers.switch.ensure_port("brbm1", "te1s0")
-    assert rig.drivers.switch.bridges() == (BridgeInfo("brbm1", {"te1s0": PortInfo("te1s0")}),)
+    assert rig.drivers.switch.bridges() == (
+        BridgeInfo("brbm1", {"te1s0": PortInfo("te1s0", ours=True)}),
+    )
     assert rig.bridges() == {"brbm1": {"te1s0"}}
 
 
@@ -35,10 +37,10 @@ def test_tags_and_trunks_are_seen_and_ensuring_the_port_clears_them(rig: Rig) ->
     ensure_port(rig, "brbm1", "te1s0")
     rig.set_vlans("te1s0", 42, (1, 2))
     assert rig.drivers.switch.bridges()[0].ports == {
-        "te1s0": PortInfo("te1s0", tag=42, trunks=(1, 2))
+        "te1s0": PortInfo("te1s0", tag=42, trunks=(1, 2), ours=True)
     }
     rig.drivers.switch.ensure_port("brbm1", "te1s0")
-    assert rig.drivers.switch.bridges()[0].ports == {"te1s0": PortInfo("te1s0")}
+    assert rig.drivers.switch.bridges()[0].ports == {"te1s0": PortInfo("te1s0", ours=True)}
 
 
 def test_a_port_needs_its_device(rig: Rig) -> None:
@@ -63,9 +65,9 @@ def test_a_port_moves_between_our_bridges(rig: Rig) -> None:
 
 def test_removing_a_port_leaves_its_device_and_may_be_repeated(rig: Rig) -> None:
     ensure_port(rig, "brbm1", "te1s0")
-    rig.drivers.switch.remove_port("brbm1", "te1s0")
-    rig.drivers.switch.remove_port("brbm1", "te1s0")
-    rig.drivers.switch.remove_port("brbm2", "te1s0")
+    rig.drivers.switch.remove_ports("brbm1", {"te1s0"})
+    rig.drivers.switch.remove_ports("brbm1", {"te1s0"})
+    rig.drivers.switch.remove_ports("brbm2", {"te1s0"})
     assert rig.bridges() == {"brbm1": set()}
     assert "te1s0" in rig.devices()
 
@@ -75,7 +77,7 @@ def test_a_stray_port_on_our_bridge_is_seen_and_can_be_removed(rig: Rig) -> None
     rig.plant_device("stray")
     rig.plant_port("brbm1", "stray")
     assert rig.drivers.switch.bridges()[0].ports == {"stray": PortInfo("stray")}
-    rig.drivers.switch.remove_port("brbm1", "stray")
+    rig.drivers.switch.remove_ports("brbm1", {"stray"})
     assert rig.bridges() == {"brbm1": set()}
 
 

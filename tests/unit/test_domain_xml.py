@@ -1,17 +1,21 @@
 """A planned domain as libvirt's XML."""
 
 from pathlib import Path
+from typing import Literal
 from uuid import UUID
 
 import pytest
 from lxml import etree
 
+from hosts.drivers.base import BOOT_ORDERS, DomainDetails, DriveInfo, NicInfo
 from hosts.drivers.domain_xml import (
     MARK_NAMESPACE,
     domain_xml,
     emulator_path,
     marked_host,
     qemu_credentials,
+    read_definition,
+    seal_of,
 )
 from schemas.plan import Disk, Domain, KernelBoot, Network, Nic, Role
 
@@ -124,6 +128,64 @@ def test_the_console_is_logged_and_each_boot_is_appended() -> None:
 def test_the_cpu_is_the_best_that_the_domain_type_has(domain_type: str, mode: str) -> None:
     root = xml_of(planned(), domain_type=domain_type)
     assert attributes(root, "cpu", "mode") == [mode]
+
+
+def definition(domain: Domain, seal: str = "") -> str:
+    """What libvirt would show of `domain`, with a mark that is sealed so."""
+    root = xml_of(domain)
+    (mark,) = root.findall(f"metadata/{{{MARK_NAMESPACE}}}owner")
+    if seal:
+        mark.set("seal", seal)
+    (memory,) = root.findall("memory")
+    memory.text, memory.attrib["unit"] = str(domain.memory_mib * 1024), "KiB"
+    return etree.tostring(root, encoding="unicode")
+
+
+@pytest.mark.parametrize(
+    "boot", ["network", "disk", KernelBoot(kernel=Path("/k"), cmdline="a <b>")]
+)
+def test_a_definition_is_read_back_as_it_was_planned(
+    boot: Literal["network", "disk"] | KernelBoot,
+) -> None:
+    domain = planned(boot=boot)
+    seal = seal_of(definition(domain))
+    assert read_definition(definition(domain, seal), running=True) == DomainDetails(
+        running=True,
+        memory_mib=512,
+        cpus=2,
+        nics=tuple(NicInfo(nic.mac, nic.port) for nic in domain.nics),
+        drives=(DriveInfo(domain.disk.path, "qcow2"),),
+        boot=boot if isinstance(boot, KernelBoot) else BOOT_ORDERS[boot],
+    )
+
+
+def test_a_seal_holds_for_what_was_sealed_and_nothing_else() -> None:
+    whole = definition(planned(), seal_of(definition(planned())))
+    assert not read_definition(whole, running=False).altered
+    assert not read_definition(whole.replace("><", ">\n  <"), running=False).altered
+    changed = whole.replace("<on_reboot>restart", "<on_reboot>destroy")
+    assert read_definition(changed, running=False).altered
+    assert read_definition(definition(planned()), running=False).altered, "never sealed"
+
+
+def test_what_is_no_tap_and_no_file_is_read_as_such() -> None:
+    whole = definition(planned())
+    foreign = whole.replace(
+        "</devices>",
+        "<interface type='network'><mac address='52:54:00:00:00:09'/><target dev='x'/></interface>"
+        "<disk type='file' device='cdrom'><target dev='sda'/></disk></devices>",
+    )
+    found = read_definition(foreign, running=False)
+    assert found.nics[-1] == NicInfo("52:54:00:00:00:09", "")
+    assert found.drives[-1] == DriveInfo(None, "")
+
+
+def test_nvram_is_a_leftover() -> None:
+    whole = definition(planned()).replace("</os>", "<nvram>/n</nvram></os>")
+    assert read_definition(whole, running=False, leftovers=("autostart",)).leftovers == (
+        "autostart",
+        "NVRAM",
+    )
 
 
 def test_qemus_user_is_read_from_the_capabilities() -> None:
