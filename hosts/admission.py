@@ -11,6 +11,10 @@ class Bar(StrEnum):
     """An operator."""
     SICK = "withdrawn"
     """The host is not well."""
+    CHECK = "being checked"
+    """It is due to be compared with its plan."""
+    REBUILD = "rebuild"
+    """An operator has it made anew."""
 
 
 class Shutdown:
@@ -69,15 +73,20 @@ class Admission:
         self.settle()
 
     async def admitted(self) -> bool:
-        """Wait while it is closed, however long; False once the agent stops."""
+        """Wait while it is closed, however long; False once the agent stops, or the environment
+        is to be rebuilt."""
         await self._open.wait()
-        return not self.shutdown.stopped.is_set()
+        return not self._is_over
 
     def settle(self) -> None:
         """Make the events what they should be."""
-        stopped = self.shutdown.stopped.is_set()
-        _set(self.closed, bool(self._bars) or stopped)
-        _set(self._open, not self._bars or stopped)
+        _set(self.closed, bool(self._bars) or self._is_over)
+        _set(self._open, not self._bars or self._is_over)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.shutdown.stopped.is_set() or Bar.REBUILD in self._bars
 
 
 def _set(event: asyncio.Event, on: bool) -> None:

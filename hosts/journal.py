@@ -46,6 +46,9 @@ MAX_PENDING = 10_000
 """What does not change the outcome is dropped from memory beyond this."""
 BUSY_S = 2.0
 """How long another process may keep the file locked before a write counts as failed."""
+_UNWRITABLE = (sqlite3.Error, OSError, OverflowError, ValueError)
+"""What SQLite and its disk raise, and Python for a value that SQLite can't hold."""
+
 CLOSE_S = 10.0
 """Closing waits this long for a disk that does not answer."""
 
@@ -76,6 +79,8 @@ class Remembered:
     """The lease that has not ended."""
     cordoned: str | None = None
     """Why an operator has it not offered; None if none has."""
+    last_lease: str = ""
+    """The id of the newest, live or ended."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,19 @@ class _Entry:
         db.execute("DELETE FROM events WHERE number <= ?", ((added.lastrowid or 0) - KEEP_EVENTS,))
 
 
+_RECENTLY_ENDED = """
+    SELECT environment, reason, exit_code FROM leases WHERE ended >= (
+        SELECT min(ended) FROM (
+            SELECT ended FROM leases
+            WHERE environment = :environment AND ended > (
+                SELECT coalesce(max(at), '') FROM events
+                WHERE environment = :environment AND event = :cleared
+            )
+            ORDER BY generation DESC LIMIT :leases
+        )
+    ) ORDER BY ended"""
+
+
 class Journal:
     """The writer. Methods return when their transition is on the disk, in the order of the calls.
 
@@ -163,6 +181,11 @@ class Journal:
             yield journal
         finally:
             await journal._aclose()
+
+    @property
+    def path(self) -> Path:
+        """The file, which anybody may read meanwhile."""
+        return self._path
 
     @property
     def pending(self) -> int:
@@ -233,11 +256,12 @@ class Journal:
         """It may be offered again."""
         await self._record(_Entry(self._time(), env_id, "uncordoned", is_cordon=True))
 
-    async def ended_since(self, moment: datetime) -> tuple[Ended, ...]:
-        """The leases that ended after `moment`, the oldest first. Raises JournalError."""
-        query = "SELECT environment, reason, exit_code FROM leases WHERE ended > ? ORDER BY ended"
-        since = _iso(moment)
-        rows = await self._call(lambda: self._connection.execute(query, (since,)).fetchall())
+    async def recently_ended(self, env_id: str, leases: int) -> tuple[Ended, ...]:
+        """The last `leases` of the environment that have ended, but none of before it was cleared
+        last, and those of all others that have ended meanwhile; the oldest first. Raises
+        JournalError."""
+        asked = {"environment": env_id, "leases": leases, "cleared": Event.CLEARED}
+        rows = await self._call(lambda: self._connection.execute(_RECENTLY_ENDED, asked).fetchall())
         return tuple(Ended(*row) for row in rows)
 
     async def move(self, env_id: str, state: EnvState, reason: str = "") -> None:
@@ -397,7 +421,7 @@ class Journal:
 
         try:
             self._write(both)
-        except (sqlite3.Error, OSError, JournalError):
+        except (*_UNWRITABLE, JournalError):
             self._write_or_keep(gathered)
             raise
 
@@ -408,7 +432,7 @@ class Journal:
 
         try:
             self._write(write)
-        except (sqlite3.Error, OSError) as exc:
+        except _UNWRITABLE as exc:
             if gathered and not self._pending:
                 log.warning("%s; until then nothing is granted", journal_error(self._path, exc))
             for entry in gathered:
@@ -433,7 +457,11 @@ def _remembered(db: sqlite3.Connection, env_id: str) -> Remembered:
     if row is None:
         return Remembered()
     generation, state, reason, cordoned = row
-    return Remembered(generation, EnvState(state), reason, _live_lease(db, env_id), cordoned)
+    live = _live_lease(db, env_id)
+    last = db.execute(
+        "SELECT id FROM leases WHERE environment = ? ORDER BY generation DESC LIMIT 1", (env_id,)
+    ).fetchone()
+    return Remembered(generation, EnvState(state), reason, live, cordoned, last[0] if last else "")
 
 
 def _live_lease(db: sqlite3.Connection, env_id: str) -> StoredLease | None:
@@ -451,10 +479,17 @@ def _live_lease(db: sqlite3.Connection, env_id: str) -> StoredLease | None:
         generation=generation,
         holder=holder,
         submitter=submitter,
-        granted=datetime.fromisoformat(granted),
+        granted=_moment(granted),
         timeout_s=timeout_s,
     )
     return StoredLease(lease, *rest)
+
+
+def _moment(iso: str) -> datetime:
+    moment = datetime.fromisoformat(iso)
+    if moment.tzinfo is None:
+        raise ValueError(f"{iso} has no time zone")
+    return moment
 
 
 def _iso(moment: datetime) -> str:

@@ -82,6 +82,8 @@ def upgrade(version: int) -> Iterator[str]:
 def schema_version(db: sqlite3.Connection, path: Path) -> int:
     """The schema's version; 0 before there is one. Raises JournalError for one newer than ours."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version < 0:
+        raise JournalError(path, f"is none of ours (schema {version})", remedy=BROKEN)
     if version > SCHEMA_VERSION:
         raise JournalError(
             path,

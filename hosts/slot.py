@@ -6,15 +6,18 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from broker.links import LinkSource
-from broker.worker import Assignment, Worker
+from broker.worker import Assignment
 from hosts import lease_v1
 from hosts.admission import Admission, Bar
 from hosts.caretaker import Caretaker
 from hosts.journal import Journal, StoredLease
 from hosts.lease import End, Ending, Grant, HeldLease, secret_hash
+from hosts.offering import Differs, Offering, Taken
+from hosts.rebuild import Remaking
 from hosts.reception import Reception
 from hosts.state import (
     EFFECTS,
@@ -25,15 +28,22 @@ from hosts.state import (
     Tenure,
     step,
 )
+from hosts.vetting import Vetting
 from schemas.errors import JournalError, TestenvError
-from schemas.lock import DEFAULT_TIMEOUT_S, BadLockRequest, LockRequest
-from schemas.names import lock_functions, random_id
+from schemas.lock import DEFAULT_TIMEOUT_S, LockRequest
+from schemas.names import random_id
+from schemas.plan import Environment
 from schemas.status import EnvironmentReport, EnvState, Lease
 from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
 _AGENT_RESTART = "the agent has started again"
+_FOUND = "found different"
+"""In the journal: what the fence of an ended lease found that is not as planned."""
+_MAX_FOUND = 2000
+"""Characters of it."""
+_HOOK_FAILED = "after_lease failed"
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,10 @@ class _Request:
 
 
 class Slot:
-    """Drives one environment through its states, and is its one Gearman worker.
+    """Drives one environment through its states.
 
-    Registered with the brokers only while READY and admitted. What the journal remembers is gone
-    on with: a live lease is kept, a dirty environment is turned over. `run` returns after the
+    It is registered with the brokers only while READY and admitted. What the journal remembers is
+    gone on with: a live lease is kept, a dirty environment is turned over. `run` returns after the
     admission has been stopped; a lease that runs then is left to the next agent.
     """
 
@@ -73,23 +83,34 @@ class Slot:
         reception: Reception,
         journal: Journal,
         admission: Admission,
+        vetting: Vetting,
         timing: SlotTiming,
     ) -> None:
         self._caretaker = caretaker
         self._reception = reception
         self._journal = journal
-        self._worker = Worker(links, lock_functions(caretaker.labels))
         self._admission = admission
+        self._vetting = vetting
         self._timing = timing
+        self._offering = Offering(
+            caretaker, links, journal, admission, vetting, journal_retry_s=timing.journal_retry_s
+        )
         self._generation = 0
         self._request: _Request | None = None
         self._stored: StoredLease | None = None
+        self._last_lease = ""
+        """The id of the newest that was granted, "" if there was none."""
         self._held: HeldLease | None = None
         self._reason = ""
         self._state = EnvState.BUILDING
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._cleared = asyncio.Event()
+        self._remaking = Remaking(admission)
+        self.is_removed = False
+        """Whether there is no such environment any more; `run` has returned then, or will."""
+        self.remembered = asyncio.Event()
+        """Set once it knows what the journal does."""
         self._recording: set[asyncio.Future[None]] = set()
 
     @property
@@ -111,11 +132,14 @@ class Slot:
         return EnvironmentReport(
             id=self.id,
             state=self._state,
-            reason=self._reason,
+            reason=self._reason or self._offering.trouble,
             since_s=round(self._loop.time() - self._since, 1),
             cordoned=self._admission.reason(Bar.CORDON) is not None,
             cordon_reason=self._admission.reason(Bar.CORDON) or "",
             withdrawn=self._admission.reason(Bar.SICK) or "",
+            rebuilding=self._remaking.is_pending,
+            rebuild_reason=self._admission.reason(Bar.REBUILD) or "",
+            offered=self._offering.is_registered,
             labels=self._caretaker.labels,
             lease=self.lease,
             lease_state=self._held.state.value if self._held else "",
@@ -135,8 +159,21 @@ class Slot:
         self._cleared.set()
         return True
 
+    def rebuild(self, plan: Environment | None, reason: str) -> bool:
+        """Have it made anew as `plan`, or removed if that is None, once no lease runs in it.
+
+        False if that is asked for, or under way, already.
+        """
+        if not self._remaking.ask(plan, reason):
+            return False
+        self._record(self._journal.note(self.id, Event.REBUILD, reason=reason))
+        return True
+
     async def run(self) -> None:
-        """Live until the admission is stopped. Never raises for a broken environment."""
+        """Live until the admission is stopped, or the environment removed.
+
+        Never raises for a broken environment.
+        """
         acts: dict[Effect, Callable[[], Awaitable[Event | None]]] = {
             Effect.BUILD: self._build,
             Effect.OFFER: self._offer,
@@ -146,6 +183,7 @@ class Slot:
             Effect.REST: self._rest,
         }
         await self._remember()
+        self.remembered.set()
         try:
             await self._live(acts)
         finally:
@@ -157,6 +195,7 @@ class Slot:
             event = await acts[effect]()
             if event is None:
                 return
+            event = await self._vetted(event)
             before = self._state
             self._state, effect = step(before, event)
             self._since = self._loop.time()
@@ -170,23 +209,75 @@ class Slot:
         """Go on where the last agent has ended."""
         remembered = await self._journal.remembered(self.id)
         self._generation = remembered.generation
+        self._last_lease = remembered.last_lease
         if remembered.cordoned is not None:
             self._admission.close(Bar.CORDON, remembered.cordoned)
         if remembered.live:
             self._state, self._stored = EnvState.LEASED, remembered.live
+            passed = datetime.now(UTC) - remembered.live.lease.granted
+            self._since -= max(0.0, passed.total_seconds())
             log.info("%s: lease %s goes on", self.id, remembered.live.lease.id)
         elif remembered.state is EnvState.DIRTY:
             self._state = EnvState.DIRTY
         elif remembered.state is EnvState.QUARANTINED:
             self._state, self._reason = EnvState.QUARANTINED, remembered.reason
 
-    async def _build(self) -> Event:
-        return await self._attempt(Event.BUILT, self._caretaker.build)
+    async def _vetted(self, event: Event) -> Event:
+        """`event`, or DISTRUSTED if that is one too many of its kind."""
+        if event not in (Event.BUILT, Event.TURNED_OVER, Event.FAILED):
+            return event
+        objection = await self._vetting.objection(event)
+        if not objection:
+            return event
+        self._reason = ": ".join(filter(None, (objection, self._reason)))
+        return Event.DISTRUSTED
+
+    async def _build(self) -> Event | None:
+        if self._remaking.asked.is_set():
+            return await self._rebuild()
+        return await self._attempt(Event.BUILT, self._caretaker.build, self._vetting.before_offer)
+
+    async def _rebuild(self) -> Event | None:
+        """None once it is removed."""
+        plan = self._remaking.begin()
+        if plan is None:
+            gone = await self._attempt(Event.REBUILD, self._caretaker.remove)
+            if self._remaking.asked.is_set():
+                return await self._rebuild()
+            left = f", but not all of it yet: {self._reason}" if gone is Event.FAILED else ""
+            log.info("%s is removed%s", self.id, left)
+            self.is_removed = True
+            return None
+        self._clear()
+        make = partial(self._caretaker.rebuild, plan)
+        try:
+            return await self._attempt(Event.BUILT, make, self._vetting.before_offer)
+        finally:
+            self._remaking.end()
 
     async def _turn_over(self) -> Event:
+        if due := self._rebuild_if_due():
+            return await self._attempt(due, self._fence, self._after_lease)
         return await self._attempt(
-            Event.TURNED_OVER, self._caretaker.fence, self._caretaker.turn_over
+            Event.TURNED_OVER,
+            self._fence,
+            self._after_lease,
+            self._caretaker.turn_over,
+            self._vetting.before_offer,
         )
+
+    async def _fence(self) -> None:
+        found = await self._caretaker.fence(self._last_lease)
+        if found:
+            reason = "; ".join(str(difference) for difference in found)[:_MAX_FOUND]
+            lease = self._last_lease or None
+            self._record(self._journal.note(self.id, _FOUND, lease=lease, reason=reason))
+            log.info("%s: %s: %s", self.id, _FOUND, reason)
+
+    async def _after_lease(self) -> None:
+        lease = self._last_lease
+        if lease and (why := await self._vetting.after_lease(lease)):
+            self._record(self._journal.note(self.id, _HOOK_FAILED, lease=lease, reason=why))
 
     async def _attempt(self, done: Event, *acts: Callable[[], Awaitable[None]]) -> Event:
         try:
@@ -203,63 +294,51 @@ class Slot:
         return done
 
     async def _wait_for_retry(self) -> Event | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timing.retry_s):
-                return await self._rest()
-        return Event.RETRY
+        """For a while, and longer while the host is not well, which nothing can be made on."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timing.retry_s):
+                    return await self._rest()
+            if not await self._vetting.host_trouble():
+                return Event.RETRY
 
     async def _rest(self) -> Event | None:
-        """Until an operator clears it; None when the agent stops."""
-        stopped = asyncio.ensure_future(self._admission.shutdown.stopped.wait())
-        cleared = asyncio.ensure_future(self._cleared.wait())
+        """Until an operator clears or rebuilds it; None when the agent stops."""
+        events = (self._admission.shutdown.stopped, self._cleared, self._remaking.asked)
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
         try:
-            await asyncio.wait((stopped, cleared), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopped.cancel()
-            cleared.cancel()
+            for each in waits:
+                each.cancel()
         if not self._cleared.is_set():
-            return None
+            return self._rebuild_if_due()
         self._cleared.clear()
-        self._reason = ""
+        self._clear()
         return Event.CLEARED
 
-    async def _stopped_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._admission.shutdown.stopped.wait()
-        return self._admission.shutdown.stopped.is_set()
+    def _clear(self) -> None:
+        self._reason = ""
+        self._vetting.clear()
+        self._record(self._journal.note(self.id, Event.CLEARED))
+
+    def _rebuild_if_due(self) -> Event | None:
+        """REBUILD if that is asked for, and the agent does not stop."""
+        stopped = self._admission.shutdown.stopped.is_set()
+        return Event.REBUILD if self._remaking.asked.is_set() and not stopped else None
 
     async def _offer(self) -> Event | None:
-        """Be registered until a usable request comes; None when the agent stops."""
-        while await self._admission.admitted():
-            if not await self._can_journal():
-                continue
-            assignment = await self._worker.take(self._admission.closed)
-            if assignment is None:
-                continue
-            try:
-                asked = LockRequest.parse(assignment.arguments)
-            except BadLockRequest as bad:
-                log.warning("%s: a lock request was refused: %s", self.id, bad)
-                assignment.fail()
-                continue
-            self._request = self._granted(assignment, asked)
-            self._stored = self._request.stored
-            return Event.GRANTED
-        return None
-
-    async def _can_journal(self) -> bool:
-        """Whether a lease could be journalled; if not, wait a while, and say why."""
-        if not self._journal.pending and not self._reason:
-            return True
-        try:
-            await self._journal.probe()
-        except JournalError as error:
-            self._reason = str(error)
-            await self._stopped_within(self._timing.journal_retry_s)
-            return False
-        self._reason = ""
-        return True
+        """Until it is leased, to be turned over or rebuilt; None when the agent stops."""
+        match await self._offering.wait():
+            case Taken(assignment, asked):
+                self._request = self._granted(assignment, asked)
+                self._stored = self._request.stored
+                self._last_lease = self._stored.lease.id
+                return Event.GRANTED
+            case Differs(how):
+                self._reason, self._last_lease = how, ""
+                return Event.DIFFERS
+        return self._rebuild_if_due()
 
     def _granted(self, assignment: Assignment, asked: LockRequest) -> _Request:
         self._generation += 1
@@ -315,7 +394,7 @@ class Slot:
             try:
                 await granting
             except JournalError as error:
-                self._reason = str(error)
+                self._offering.trouble = str(error)
                 request.assignment.fail()
                 return Ending(End.NOT_JOURNALLED, touched=False)
             return await lease_v1.serve_lease(
@@ -324,7 +403,7 @@ class Slot:
         self._held = self._keep(stored, Tenure.offered(terms, self._loop.time()))
         ending = await self._unless_leaving(self._held.offer(request.assignment, data, granting))
         if ending and ending.reason == End.NOT_JOURNALLED:
-            self._reason = "no lease can be journalled"
+            self._offering.trouble = "no lease can be journalled"
         return ending
 
     async def _serve_old(self, stored: StoredLease) -> Ending | None:
@@ -368,4 +447,9 @@ class Slot:
     def _record(self, writing: Coroutine[Any, Any, None]) -> None:
         """Have it journalled, in its turn: only a grant must be on disk before we go on."""
         self._recording.add(task := asyncio.ensure_future(writing))
-        task.add_done_callback(self._recording.discard)
+        task.add_done_callback(self._recorded)
+
+    def _recorded(self, task: asyncio.Future[None]) -> None:
+        self._recording.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s: a defect: not journalled", self.id, exc_info=error)

@@ -32,6 +32,10 @@ class Event(StrEnum):
     """It, or its leases, failed too often."""
     CLEARED = "cleared"
     """An operator trusts it again."""
+    DIFFERS = "differs from its plan"
+    """Somebody has changed it while it waited for a lease."""
+    REBUILD = "rebuild"
+    """An operator has it made anew, and no lease runs in it (any more)."""
 
 
 class Effect(StrEnum):
@@ -62,6 +66,7 @@ TRANSITIONS: Mapping[tuple[EnvState, Event], EnvState] = MappingProxyType(
         (EnvState.BUILDING, Event.BUILT): EnvState.READY,
         (EnvState.BUILDING, Event.FAILED): EnvState.BROKEN,
         (EnvState.READY, Event.GRANTED): EnvState.LEASED,
+        (EnvState.READY, Event.DIFFERS): EnvState.DIRTY,
         (EnvState.LEASED, Event.LEASE_ENDED): EnvState.DIRTY,
         (EnvState.LEASED, Event.UNTOUCHED): EnvState.READY,
         (EnvState.DIRTY, Event.TURNED_OVER): EnvState.READY,
@@ -71,6 +76,10 @@ TRANSITIONS: Mapping[tuple[EnvState, Event], EnvState] = MappingProxyType(
         (EnvState.BUILDING, Event.DISTRUSTED): EnvState.QUARANTINED,
         (EnvState.DIRTY, Event.DISTRUSTED): EnvState.QUARANTINED,
         (EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING,
+        (EnvState.READY, Event.REBUILD): EnvState.BUILDING,
+        (EnvState.DIRTY, Event.REBUILD): EnvState.BUILDING,
+        (EnvState.BROKEN, Event.REBUILD): EnvState.BUILDING,
+        (EnvState.QUARANTINED, Event.REBUILD): EnvState.BUILDING,
     }
 )
 """Every transition there is. Whatever may have been touched is turned over before it is READY."""

@@ -1,6 +1,7 @@
 """The host's configuration: one TOML file, parsed once, unknown keys refused."""
 
 import re
+import shlex
 import socket
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -15,13 +17,24 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.names import HOST_PATTERN, LABEL_PATTERN, MAX_LABELS
+from schemas.names import HOST_PATTERN, IMAGE_PATTERN, LABEL_PATTERN, MAX_LABELS
 from schemas.terms import Terms
 
 Label = Annotated[str, StringConstraints(pattern=LABEL_PATTERN)]
 HostName = Annotated[str, StringConstraints(pattern=HOST_PATTERN)]
 InterfaceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
 """A Linux network interface: 15 characters at most (IFNAMSIZ)."""
+
+
+def _words(command: object) -> object:
+    """A command that is written as one text, as the shell would split it."""
+    return tuple(shlex.split(command)) if isinstance(command, str) else command
+
+
+Command = Annotated[
+    tuple[str, ...], BeforeValidator(_words, json_schema_input_type=str | list[str])
+]
+"""A program and its arguments, as a list or as one text; no shell runs it. Empty: none."""
 
 
 class _Section(BaseModel):
@@ -143,6 +156,14 @@ class Resources(_Section):
     disk_gib: int = Field(default=5, ge=0)
 
 
+class Overcommit(_Section):
+    """How much of each is promised for each that is there: guests seldom use all that they have."""
+
+    memory: float = Field(default=1.0, ge=0.1, le=20)
+    cpus: float = Field(default=1.0, ge=0.1, le=100)
+    disk: float = Field(default=1.0, ge=0.1, le=100)
+
+
 class Machine(_Section):
     """The size of one VM."""
 
@@ -153,7 +174,7 @@ class Machine(_Section):
 
 class SeedSection(Machine):
     image: Path | None = None
-    """Base image (qcow2 or raw) of the seed's disk."""
+    """Base image (qcow2 or raw) of the seed's disk: a path, or a name in the image store."""
     kernel: Path | None = None
     """Direct kernel boot instead of an image; the disk is then blank."""
     initrd: Path | None = None
@@ -167,9 +188,12 @@ class SeedSection(Machine):
             raise ValueError("the seed needs an image, or a kernel for direct boot")
         if not self.kernel and (self.initrd or self.cmdline):
             raise ValueError("initrd and cmdline need a kernel")
+        if self.image and re.fullmatch(IMAGE_PATTERN, str(self.image)):
+            return self
         for path in (self.image, self.kernel, self.initrd):
             if path and not path.is_absolute():
-                raise ValueError(f"{path} must be an absolute path: qemu opens it, not the agent")
+                what = "an image's name, or an absolute path" if path == self.image else "absolute"
+                raise ValueError(f"{path} must be {what}: qemu opens it, not the agent")
         return self
 
 
@@ -186,9 +210,55 @@ def _default_seed() -> SeedSection:
 class EnvironmentsSection(_Section):
     count: Annotated[int, Field(ge=0, le=999)] | Literal["auto"] = "auto"
     reserve: Resources = Resources()
+    overcommit: Overcommit = Overcommit()
     labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)] = ()
     seed: SeedSection = Field(default_factory=_default_seed)
     nodes: NodesSection = NodesSection()
+
+
+class HealthSection(_Section):
+    """When the host is looked at, and what it must have to offer its environments."""
+
+    check_interval_s: float = Field(default=30, ge=1, le=3600)
+    """Between two looks; an environment is offered on no older one."""
+    min_free_gib: float = Field(default=1, ge=0)
+    """Of the disk that state_dir is on."""
+
+
+class HooksSection(_Section):
+    """An admin's own commands; docs/testenv-host.md says what they are given."""
+
+    before_offer: Command = ()
+    """Once an environment is made, before it is offered; if it fails, that is not."""
+    after_lease: Command = ()
+    """Once the environment of an ended lease is fenced, before it is made anew."""
+    timeout_s: float = Field(default=60, gt=0, le=3600)
+
+
+class QuarantineSection(_Section):
+    """From when on an environment is not trusted; hosts/quarantine.py says how it is judged."""
+
+    turnovers: int = Field(default=3, ge=1)
+    """Failures to make it, without one good turnover in between."""
+    window: int = Field(default=20, ge=1, le=1000)
+    """How many of its last leases count."""
+    min_leases: int = Field(default=5, ge=1)
+    """Fewer say nothing, of it or of its peers."""
+    chance: float = Field(default=0.001, ge=0, le=0.5)
+    """How probable so many failures may be in an environment that is as good as its peers."""
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        if self.min_leases > self.window:
+            raise ValueError(f"min_leases must be at most window ({self.window})")
+        return self
+
+
+class ConsoleSection(_Section):
+    """What domains said on their serial ports."""
+
+    keep: int = Field(default=5, ge=0, le=1000)
+    """Of how many leases of each environment, besides the running one."""
 
 
 class HostConfig(_Section):
@@ -202,3 +272,7 @@ class HostConfig(_Section):
     switch: SwitchSection = SwitchSection()
     public: PublicSection = PublicSection()
     environments: EnvironmentsSection = Field(default_factory=EnvironmentsSection)
+    console: ConsoleSection = ConsoleSection()
+    health: HealthSection = HealthSection()
+    hooks: HooksSection = HooksSection()
+    quarantine: QuarantineSection = QuarantineSection()

@@ -20,6 +20,9 @@ TestenvError
 └── HostError
     ├── AgentRunning            a second agent for the same state directory
     ├── JournalError            what must be remembered can't be written or read
+    ├── HookError               an admin's own command has failed
+    ├── ImageError              a base image is not usable, or in use
+    ├── EnvironmentDiffers      an environment is not as planned, and can't be made so
     └── DriverError
         ├── ForeignObject       something with our name that is not marked as ours
         ├── DomainError         libvirt
@@ -124,10 +127,10 @@ class BrokerStartError(BrokerError):
 
     exit_status = ExitStatus.FAILED
 
-    def __init__(self, address: str, why: str) -> None:
+    def __init__(self, address: str, why: str, *, option: str = "--listen") -> None:
         self.address = address
         super().__init__(
-            f"cannot listen on {address}: {why}", remedy="choose another address with --listen"
+            f"cannot listen on {address}: {why}", remedy=f"choose another address with {option}"
         )
 
 
@@ -240,6 +243,39 @@ class JournalError(HostError):
         self.path = path
         self.why = why
         super().__init__(f"journal {path}: {why}", remedy=remedy)
+
+
+class EnvironmentDiffers(HostError):
+    """`environment` was made anew twice, and still has these `differences` from its plan."""
+
+    def __init__(self, environment: str, differences: Sequence[str]) -> None:
+        self.environment = environment
+        self.differences = tuple(differences)
+        super().__init__(
+            f"{environment} is not as planned, though made anew twice: {'; '.join(differences)}",
+            remedy="find out who changes it on this host, or what does not work there",
+        )
+
+
+class ImageError(HostError):
+    """A base image, in a file or in the store, can't be had, used or removed."""
+
+    def __init__(self, image: str, why: str, *, remedy: str = "") -> None:
+        self.image = image
+        self.why = why
+        super().__init__(f"image {image}: {why}", remedy=remedy)
+
+
+class HookError(HostError):
+    """The admin's hook `hook` (a key of [hooks]), which runs `program`, has failed."""
+
+    def __init__(self, hook: str, program: str, why: str) -> None:
+        self.hook = hook
+        self.program = program
+        self.why = why
+        super().__init__(
+            f"hook {hook} ({program}): {why}", remedy="its output is in the agent's log"
+        )
 
 
 class DriverError(HostError):

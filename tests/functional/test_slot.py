@@ -2,54 +2,29 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from broker import admin
-from broker.client import Outcome, SubmittedJob, submit
-from broker.endpoint import Endpoint
-from broker.link import Link
+from broker.client import Outcome
 from broker.links import OneLink
-from broker.worker import Assignment, Worker
+from broker.worker import Worker
 from hosts.admission import Bar, Shutdown
 from hosts.slot import SlotTiming
 from schemas.errors import DriverError
 from schemas.status import EnvState
 from tests.functional.brokers import RunningBroker, running_broker
-from tests.functional.slot_rig import QUICK, SOON_S, Counting, living_slot, reaches, slot_at
-
-
-@asynccontextmanager
-async def client(broker: RunningBroker) -> AsyncIterator["V1Client"]:
-    async with await Link.open(broker.endpoint, client_id="client") as link:
-        yield V1Client(link)
-
-
-class V1Client:
-    """The wire as a client of toci's sees it, one step at a time."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self._worker = Worker(OneLink(link), ["callback_1"])
-
-    async def request(
-        self, arguments: bytes | None = None, function: str = "lockenv"
-    ) -> SubmittedJob:
-        wish = arguments or b'{"callback_name": "callback_1", "timeout": "60"}'
-        return await submit(self.link, function, wish)
-
-    async def offer(self) -> Assignment:
-        async with asyncio.timeout(SOON_S):
-            offer = await self._worker.take()
-        assert offer is not None
-        return offer
-
-
-async def offered(broker: Endpoint, function: str = "lockenv") -> int:
-    return sum(one.workers for one in await admin.status(broker) if one.name == function)
+from tests.functional.slot_rig import (
+    QUICK,
+    SOON_S,
+    Counting,
+    client,
+    living_slot,
+    offered,
+    reaches,
+    slot_at,
+)
 
 
 async def test_an_environment_is_registered_once_it_is_ready(broker: RunningBroker) -> None:

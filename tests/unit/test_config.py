@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from hosts.config import load_config
+from schemas.config import HostConfig
 from schemas.errors import ConfigError
 from schemas.exits import ExitStatus
 
 
-def load(tmp_path: Path, text: str) -> object:
+def load(tmp_path: Path, text: str) -> HostConfig:
     path = tmp_path / "host.toml"
     path.write_text(text)
     return load_config(path)
@@ -44,9 +45,17 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
         (
             "[hots]",
             (
-                "hots: unknown key;"
-                " allowed here: environments, host, hypervisor, lease, public, switch, tls"
+                "hots: unknown key; allowed here: console, environments, health, hooks, host,"
+                " hypervisor, lease, public, quarantine, switch, tls"
             ),
+        ),
+        (
+            '[hooks]\nbefore_offer = "echo \'"',
+            'hooks.before_offer: No closing quotation (given: "echo \'")',
+        ),
+        (
+            "[quarantine]\nwindow = 3",
+            "quarantine: min_leases must be at most window (3)",
         ),
         (
             '[environments.nodes]\ndisk_format = "vmdk"',
@@ -96,12 +105,21 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
         ),
         (
             '[environments.seed]\nimage = "seed.qcow2"',
-            "environments.seed: seed.qcow2 must be an absolute path: qemu opens it, not the agent",
+            (
+                "environments.seed: seed.qcow2 must be an image's name, or an absolute path:"
+                " qemu opens it, not the agent"
+            ),
         ),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
     assert refusal(tmp_path, text) == message
+
+
+@pytest.mark.parametrize("said", ["'check --all \"te 1\"'", "['check', '--all', 'te 1']"])
+def test_a_hook_is_a_text_or_a_list_of_words(tmp_path: Path, said: str) -> None:
+    config = load(tmp_path, f"[hooks]\nafter_lease = {said}")
+    assert config.hooks.after_lease == ("check", "--all", "te 1")
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:

@@ -88,15 +88,27 @@ async def test_a_cordon_is_remembered_until_it_is_lifted(path: Path) -> None:
     ]
 
 
-async def test_what_leases_ended_with_is_told_from_a_moment_on(path: Path) -> None:
-    clock = Clock()
-    async with Journal.open(path, now=clock) as journal:
-        for generation, code in ((1, 3), (2, None), (3, 0)):
-            await journal.grant(a_lease(generation))
-            if generation == 2:
-                between = clock()
-            await journal.end(a_lease(generation).lease.id, ENV, EnvState.DIRTY, "why", code)
-        assert await journal.ended_since(between) == (Ended(ENV, "why", None), Ended(ENV, "why", 0))
+async def test_the_latest_leases_are_told_with_what_ended_elsewhere_meanwhile(path: Path) -> None:
+    peer = "te1/2"
+
+    async def used(journal: Journal, environment: str, generation: int, code: int | None) -> None:
+        stored = a_lease(generation, environment=environment)
+        await journal.grant(stored)
+        await journal.end(stored.lease.id, environment, EnvState.DIRTY, "why", code)
+
+    async with Journal.open(path, now=Clock()) as journal:
+        await used(journal, ENV, 1, 3)
+        await used(journal, peer, 1, 4)
+        await used(journal, ENV, 2, None)
+        await used(journal, peer, 2, 0)
+        await used(journal, ENV, 3, 0)
+        last, between = Ended(ENV, "why", 0), Ended(peer, "why", 0)
+        assert await journal.recently_ended(ENV, 2) == (Ended(ENV, "why", None), between, last)
+        await journal.note(ENV, Event.CLEARED)
+        assert await journal.recently_ended(ENV, 2) == ()
+        await used(journal, ENV, 4, 5)
+        assert await journal.recently_ended(ENV, 2) == (Ended(ENV, "why", 5),)
+        assert len(await journal.recently_ended(peer, 9)) == 5
 
 
 async def test_a_journal_of_version_1_is_read_and_carried_over(path: Path) -> None:
@@ -130,14 +142,19 @@ async def test_a_live_lease_is_remembered_by_the_next_agent(path: Path) -> None:
     async with Journal.open(path, now=Clock()) as journal:
         await journal.grant(a_lease(3))
     async with Journal.open(path, now=Clock()) as journal:
-        assert await journal.remembered(ENV) == Remembered(3, EnvState.LEASED, "", a_lease(3))
+        stored = a_lease(3)
+        assert await journal.remembered(ENV) == Remembered(
+            3, EnvState.LEASED, "", stored, last_lease=stored.lease.id
+        )
 
 
 async def test_an_ended_lease_is_not_live_any_more(path: Path) -> None:
     async with Journal.open(path, now=Clock()) as journal:
         await journal.grant(a_lease())
         await journal.end(a_lease().lease.id, ENV, EnvState.DIRTY, "completed")
-        assert await journal.remembered(ENV) == Remembered(1, EnvState.DIRTY, "completed", None)
+        assert await journal.remembered(ENV) == Remembered(
+            1, EnvState.DIRTY, "completed", None, last_lease=a_lease().lease.id
+        )
 
 
 async def test_every_transition_leaves_one_event(path: Path) -> None:
@@ -310,7 +327,8 @@ async def test_memory_is_bounded_and_no_end_nor_last_state_is_dropped(
             other.execute("ROLLBACK")
         await journal.probe()
         assert (await journal.remembered("te7/2")).state is EnvState.HELD
-        assert await journal.remembered(ENV) == Remembered(1, EnvState.BUILDING)
+        remembered = await journal.remembered(ENV)
+        assert (remembered.state, remembered.live) == (EnvState.BUILDING, None)
 
 
 async def test_closing_is_bounded(

@@ -2,11 +2,12 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import jsonschema
 import pytest
 
-from hosts.datafile import data_file, lease_data
+from hosts.datafile import data_file, description, lease_data
 from hosts.plan import plan_host
 from schemas.config import HostConfig
 from schemas.generate import PUBLISHED, SCHEMA_DIR, schema_text
@@ -48,6 +49,11 @@ def test_the_data_file_is_valid_by_the_published_schema(document: dict[str, obje
     schema = json.loads((SCHEMA_DIR / "datafile.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema)
+
+
+def test_hooks_are_told_the_same_without_a_lease(plan: HostPlan, document: dict[str, Any]) -> None:
+    del document["testenv"]["lease"]
+    assert json.loads(description(plan, plan.environments[1])) == document
 
 
 def test_the_data_file_has_toci_s_keys_with_strings(document: dict[str, object]) -> None:

@@ -46,9 +46,23 @@ def test_only_a_ready_environment_is_leased() -> None:
     ]
 
 
-def test_a_quarantined_environment_leaves_only_when_it_is_cleared_and_then_is_built() -> None:
+def test_a_quarantined_environment_leaves_only_when_an_operator_has_it_built() -> None:
     leaving = {pair: to for pair, to in TRANSITIONS.items() if pair[0] is EnvState.QUARANTINED}
-    assert leaving == {(EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING}
+    assert leaving == {
+        (EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING,
+        (EnvState.QUARANTINED, Event.REBUILD): EnvState.BUILDING,
+    }
+
+
+def test_an_environment_is_rebuilt_from_any_state_in_which_nobody_uses_or_makes_it() -> None:
+    rebuilt = {state: to for (state, event), to in TRANSITIONS.items() if event is Event.REBUILD}
+    assert set(rebuilt) == {
+        EnvState.READY,
+        EnvState.DIRTY,
+        EnvState.BROKEN,
+        EnvState.QUARANTINED,
+    }
+    assert set(rebuilt.values()) == {EnvState.BUILDING}
 
 
 def test_every_state_has_an_effect() -> None:
