@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 from schemas.config import HostConfig, Machine
 from schemas.errors import ConfigError
 from schemas.names import (
+    IMAGE_LINK,
     environment_id,
     node_domain,
     node_port,
@@ -79,23 +80,31 @@ def derive_mac(host: str, number: int, domain: str, nic: int) -> Mac:
 
 def _count(config: HostConfig, facts: Facts) -> Count:
     wanted = config.environments.count
-    reserve = config.environments.reserve
+    reserve, more = config.environments.reserve, config.environments.overcommit
     seed, nodes = config.environments.seed, config.environments.nodes
     first, last = config.public.seed_addresses
 
-    def bound(resource: str, unit: str, total: int, kept: int, each: int) -> Bound:
-        allows = max(0, total - kept) // each
+    def bound(
+        resource: str, unit: str, total: int, kept: int, each: int, overcommit: float = 1.0
+    ) -> Bound:
         return Bound(
-            resource=resource, unit=unit, total=total, reserve=kept, each=each, allows=allows
+            resource=resource,
+            unit=unit,
+            total=total,
+            reserve=kept,
+            overcommit=overcommit,
+            each=each,
+            # Rounded first: 3 * 1.1 is 3.3000000000000003, and 10 * 1.1 should be 11.
+            allows=int(round(max(0, total - kept) * overcommit, 6)) // each,
         )
 
     memory = seed.memory_mib + nodes.count * nodes.memory_mib
     cpus = seed.cpus + nodes.count * nodes.cpus
     disk = seed.disk_gib + nodes.count * nodes.disk_gib
     bounds = (
-        bound("memory", "MiB", facts.memory_mib, reserve.memory_mib, memory),
-        bound("cpus", "", facts.cpus, reserve.cpus, cpus),
-        bound("disk", "GiB", facts.disk_gib, reserve.disk_gib, disk),
+        bound("memory", "MiB", facts.memory_mib, reserve.memory_mib, memory, more.memory),
+        bound("cpus", "", facts.cpus, reserve.cpus, cpus, more.cpus),
+        bound("disk", "GiB", facts.disk_gib, reserve.disk_gib, disk, more.disk),
         bound("addresses", "", int(last) - int(first) + 1, 0, 1),
     )
     least = min(bounds, key=lambda one: one.allows)
@@ -140,7 +149,7 @@ def _seed(config: HostConfig, number: int) -> Domain:
             port=seed_port(number, 1),
         ),
     )
-    disk = _disk(config, name, section, "qcow2", base=section.image)
+    disk = _disk(config, name, section, "qcow2", base=_base_image(config))
     return _domain(config, name, Role.SEED, section, disk, nics, boot)
 
 
@@ -192,6 +201,19 @@ def _disk(
         format=image_format,
         base=base,
     )
+
+
+def _base_image(config: HostConfig) -> Path | None:
+    """A named image stands for whichever copy is current when a disk is made."""
+    image = config.environments.seed.image
+    if image is None or image.is_absolute():
+        return image
+    return images_directory(config.host.state_dir) / image / IMAGE_LINK
+
+
+def images_directory(state_dir: Path) -> Path:
+    """Where a host's named images are: see hosts/images.py."""
+    return state_dir / "images"
 
 
 def seed_address(config: HostConfig, number: int) -> IPv4Address:

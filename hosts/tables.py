@@ -45,8 +45,10 @@ def explain(count: Count) -> list[str]:
     for bound in count.bounds:
         unit = f" {bound.unit}" if bound.unit else ""
         total = f"({bound.total} - {bound.reserve} reserved)" if bound.reserve else f"{bound.total}"
+        more = f" x {bound.overcommit:g} overcommitted" if bound.overcommit != 1 else ""
         lines.append(
-            f"  {bound.resource}: {total}{unit} / {bound.each}{unit} each allows {bound.allows}"
+            f"  {bound.resource}: {total}{unit}{more} / {bound.each}{unit} each allows"
+            f" {bound.allows}"
         )
     return lines
 

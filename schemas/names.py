@@ -22,6 +22,10 @@ UNVERIFIED = "unverified"
 
 LABEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 HOST_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+IMAGE_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+"""Without a dot: seed.qcow2 is a file that somebody has named without its folder."""
+IMAGE_LINK = "current"
+"""In the folder of a named image: the link to the copy that new disks are made on."""
 MAX_LABELS = 6
 """Six labels make 64 functions for one environment; more would flood a broker's tables."""
 
@@ -83,6 +87,15 @@ def lock_functions(labels: Iterable[str]) -> tuple[str, ...]:
 def environment_id(host: str, number: int) -> str:
     """`<host>/<number>`, unique in a fleet."""
     return f"{host}/{number}"
+
+
+_OBJECT = re.compile(r"(?:seed_|baremetalbrbm|brbm|te)([0-9]+)(?![0-9])")
+
+
+def environment_number(name: str) -> int | None:
+    """Of the environment whose domain, bridge, port or file has this `name`; None for any other."""
+    found = _OBJECT.match(name)
+    return int(found[1]) if found else None
 
 
 def seed_domain(number: int) -> str:

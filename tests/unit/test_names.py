@@ -1,15 +1,21 @@
 """Names on the wire and on hosts."""
 
+import pytest
+
 from schemas.names import (
     MAX_LABELS,
+    environment_number,
     host_function,
     host_of_function,
     is_label,
     is_lock_function,
     lock_function,
     lock_functions,
+    node_domain,
+    node_port,
     private_bridge,
     seed_domain,
+    seed_port,
 )
 
 
@@ -45,6 +51,23 @@ def test_lock_functions_are_told_from_others() -> None:
 def test_a_host_is_found_behind_its_function() -> None:
     assert host_of_function(host_function("te-host-01")) == "te-host-01"
     assert host_of_function("lockenv") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        (seed_domain(12), 12),
+        (f"{seed_domain(12)}.qcow2", 12),
+        (node_domain(3, 1), 3),
+        (private_bridge(3), 3),
+        (seed_port(3, 0), 3),
+        (node_port(3, 1, 0), 3),
+        ("br-ctlplane", None),
+        ("seed_x", None),
+    ],
+)
+def test_an_object_s_name_tells_its_environment(name: str, number: int | None) -> None:
+    assert environment_number(name) == number
 
 
 def test_domain_and_bridge_names_are_toci_s() -> None:

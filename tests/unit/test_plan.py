@@ -57,6 +57,34 @@ def test_a_host_smaller_than_its_reserve_carries_nothing() -> None:
     assert count.value == 0
 
 
+@pytest.mark.parametrize(
+    ("overcommit", "environments", "limit"),
+    [({}, 5, "cpus"), ({"cpus": 4}, 20, "cpus"), ({"cpus": 4, "memory": 0.1}, 8, "memory")],
+)
+def test_overcommit_promises_more_or_less_than_there_is(
+    overcommit: dict[str, float], environments: int, limit: str
+) -> None:
+    count = planned(overcommit=overcommit).count
+    assert (count.value, count.limited_by) == (environments, limit)
+
+
+def test_a_tenth_more_of_ten_is_eleven() -> None:
+    one_cpu = {"nodes": {"count": 0}, "reserve": {"cpus": 0}, "overcommit": {"cpus": 1.1}}
+    facts = Facts(memory_mib=64 * 1024, cpus=10, disk_gib=500)
+    assert plan_host(config(**one_cpu), facts).count.value == 11
+
+
+def test_a_named_image_is_whichever_is_current() -> None:
+    [base, *_] = [env.seed.disk.base for env in planned(seed={"image": "centos-9"}).environments]
+    assert str(base) == "/var/lib/testenv/images/centos-9/current"
+
+
+@pytest.mark.parametrize("image", ["images/seed", "Seed", "../seed"])
+def test_an_image_is_a_name_or_an_absolute_path(image: str) -> None:
+    with pytest.raises(ValueError, match="must be an image's name, or an absolute path"):
+        config(seed={"image": image})
+
+
 def test_a_given_count_is_taken_even_beyond_what_auto_would_give() -> None:
     plan = planned(count=12)
     assert len(plan.environments) == 12
