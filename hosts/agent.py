@@ -6,8 +6,9 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,22 @@ from typing import Any
 from broker.endpoint import Endpoint
 from broker.links import Links
 from broker.worker import serve
-from hosts.admission import Admission, Bar, Shutdown
+from hosts.admission import Admission, Shutdown
+from hosts.archive import Archive
 from hosts.caretaker import Caretaker
 from hosts.control import Control
+from hosts.health import Health
 from hosts.journal import Journal
+from hosts.rebuild import Workshop
 from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
+from hosts.vetting import DEMANDS_NOTHING, Standards, Vetting
+from hosts.vitals import Vital
+from schemas.control import Changes
 from schemas.errors import AgentRunning, HostError
 from schemas.names import host_function
-from schemas.status import HostReport, Lease
+from schemas.plan import Environment
+from schemas.status import HostReport
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +57,31 @@ class Agent:
         *,
         drain_timeout_s: float,
         timing: SlotTiming,
+        vitals: Sequence[Vital] = (),
+        standards: Standards = DEMANDS_NOTHING,
+        archive: Archive | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
-        self._host = host
+        """`archive`: of the domains' consoles, if they are ours. `workshop`: to rebuild them."""
+        self.host = host
         self._endpoints = endpoints
-        self._caretakers = caretakers
         self._journal = journal
         self._drain_timeout_s = drain_timeout_s
         self._timing = timing
         self._shutdown = Shutdown()
-        self._admissions: dict[str, Admission] = {
+        self.admissions: dict[str, Admission] = {
             caretaker.id: self._shutdown.admission() for caretaker in caretakers
         }
+        self._standards = standards
+        self._health = Health(
+            vitals, self.admissions, journal, check_interval_s=standards.check_interval_s
+        )
+        self._workshop = workshop
+        self._control = Control(self, journal, archive, workshop)
+        self._newcomers: asyncio.Queue[Caretaker] = asyncio.Queue()
+        for caretaker in caretakers:
+            self._newcomers.put_nowait(caretaker)
+        self._doing: set[asyncio.Task[Any]] = set()
         self._hurry = asyncio.Event()
         self._lives: dict[asyncio.Task[Any], Slot] = {}
         self._started = datetime.now(UTC)
@@ -68,26 +90,31 @@ class Agent:
         """Until a signal stops it."""
         with self._signals():
             async with (
-                Links(self._endpoints, client_id=f"{self._host}/leases") as links,
+                Links(self._endpoints, client_id=f"{self.host}/leases") as links,
                 asyncio.TaskGroup() as group,
             ):
                 reception = Reception(links)
                 receiving = group.create_task(reception.run())
+                health = group.create_task(self._health.run())
+                while not self._newcomers.empty():
+                    self._begin(self._newcomers.get_nowait(), group, reception)
+                beginning = group.create_task(self._begin_newcomers(group, reception))
                 control = group.create_task(self._answer_operators())
-                slots = [group.create_task(self._live(one, reception)) for one in self._caretakers]
                 await self._shutdown.stopped.wait()
-                kept = sum(slot.outlives_agent for slot in self._slots)
+                kept = sum(slot.outlives_agent for slot in self.slots)
                 log.info("stopping; %d leases are left to the next agent", kept)
                 hurry = group.create_task(self._hurry.wait())
                 await self._drained(hurry)
                 self._shutdown.leave()
-                await asyncio.wait(slots, timeout=_LEAVING_S)
-                left = [task for task in slots if not task.done()]
+                if self._lives:
+                    await asyncio.wait(self._lives, timeout=_LEAVING_S)
+                left = [task for task in self._lives if not task.done()]
                 if left:
                     log.warning("%d environments were not done in time and are left as they are",
                                 len(left))  # fmt: skip
-                for task in (receiving, control, hurry, *left):
+                for task in (receiving, health, beginning, control, hurry, *left):
                     task.cancel()
+            await asyncio.gather(*self._doing)
 
     async def _drained(self, hurry: asyncio.Task[bool]) -> None:
         """Return when only leases that outlive us are left, the drain's time is over, or a person
@@ -109,44 +136,58 @@ class Agent:
             )
 
     @property
-    def _slots(self) -> tuple[Slot, ...]:
+    def slots(self) -> tuple[Slot, ...]:
         return tuple(self._lives.values())
 
     def report(self) -> HostReport:
         """The agent and its environments as they are now."""
         return HostReport(
-            host=self._host,
+            host=self.host,
             version=version("testenv"),
             pid=os.getpid(),
             started=self._started,
             draining=self._shutdown.stopped.is_set(),
-            environments=tuple(slot.report() for slot in self._slots),
+            ends_within_s=self._timing.terms.ttl_s + self._timing.terms.margin_s,
+            environments=tuple(slot.report() for slot in self.slots),
         )
 
-    def revoke(self, target: str, reason: str) -> Lease:
-        """See hosts.control."""
-        for slot in self._slots:
-            lease = slot.lease
-            if lease and target in (slot.id, lease.id):
-                if not slot.revoke(reason):
-                    raise HostError(
-                        f"lease {lease.id} of {slot.id}: its client speaks version 1",
-                        remedy="it can't be told to end: end its job",
-                    )
-                return lease
-        raise HostError(f"{self._host} has no lease {target}, and none runs in such an environment")
+    def add(self, env: Environment) -> None:
+        """Make and offer one more, which is new in the plan. Only with a workshop."""
+        if self._workshop is None:
+            raise HostError(f"{self.host} makes no environments")
+        caretaker = self._workshop.caretaker(env)
+        self.admissions[env.id] = self._shutdown.admission()
+        self._newcomers.put_nowait(caretaker)
 
-    async def _live(self, caretaker: Caretaker, reception: Reception) -> None:
-        async with Links(self._endpoints, client_id=caretaker.id) as links:
-            admission = self._admissions[caretaker.id]
-            slot = Slot(caretaker, links, reception, self._journal, admission, self._timing)
-            if life := asyncio.current_task():
-                self._lives[life] = slot
-            await slot.run()
+    async def _begin_newcomers(self, group: asyncio.TaskGroup, reception: Reception) -> None:
+        while True:
+            self._begin(await self._newcomers.get(), group, reception)
+
+    def _begin(self, caretaker: Caretaker, group: asyncio.TaskGroup, reception: Reception) -> None:
+        own = Links(self._endpoints, client_id=caretaker.id)
+        slot = self._slot(caretaker, own, reception)
+        life = group.create_task(_live(slot, own))
+        self._lives[life] = slot
+        life.add_done_callback(self._forget_removed)
+
+    def _forget_removed(self, life: asyncio.Task[None]) -> None:
+        if self._lives[life].is_removed:
+            del self.admissions[self._lives.pop(life).id]
+
+    def _slot(self, caretaker: Caretaker, links: Links, reception: Reception) -> Slot:
+        admission = self.admissions[caretaker.id]
+        vetting = Vetting(caretaker, self._journal, self._health, self._standards)
+        return Slot(caretaker, links, reception, self._journal, admission, vetting, self._timing)
 
     async def _answer_operators(self) -> None:
-        async with Links(self._endpoints, client_id=self._host) as links:
-            await serve(links, host_function(self._host), Control(self).answer)
+        await self._all_remembered()
+        async with Links(self._endpoints, client_id=self.host) as links:
+            await serve(links, host_function(self.host), self._control.answer)
+
+    async def _all_remembered(self) -> None:
+        """Before that, the slots know of no lease and no cordon."""
+        for slot in self.slots:
+            await slot.remembered.wait()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -172,13 +213,24 @@ class Agent:
 
     def _cordon(self) -> None:
         log.info("cordoned: no new lease is admitted until SIGUSR1")
-        for admission in self._admissions.values():
-            admission.close(Bar.CORDON, "SIGUSR2")
+        self._do(partial(self._control.cordon, reason=signal.SIGUSR2.name))
 
     def _uncordon(self) -> None:
         log.info("uncordoned")
-        for admission in self._admissions.values():
-            admission.open(Bar.CORDON)
+        self._do(self._control.uncordon)
+
+    def _do(self, command: Callable[[], Awaitable[Changes]]) -> None:
+        async def in_turn() -> None:
+            await self._all_remembered()
+            await command()
+
+        self._doing.add(task := asyncio.ensure_future(in_turn()))
+        task.add_done_callback(self._doing.discard)
+
+
+async def _live(slot: Slot, links: Links) -> None:
+    async with links:
+        await slot.run()
 
 
 @contextlib.contextmanager

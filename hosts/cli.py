@@ -7,9 +7,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,32 +19,38 @@ from click.core import ParameterSource
 
 from broker.endpoint import Endpoint, parse_endpoints
 from broker.options import BrokerOptions, broker_options
-from broker.people import confirm, console, reported_errors
+from broker.people import confirm, console
 from broker.tls import TlsFiles
 from hosts.agent import Agent, sole_agent
+from hosts.archive import CONSOLES, Archive
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
 from hosts.chronicle import read_journal
 from hosts.config import load_config
 from hosts.facts import machine_facts, read_facts
+from hosts.hooks import Hooks
+from hosts.image_cli import image
 from hosts.journal import Journal
 from hosts.journal_file import JOURNAL_NAME
+from hosts.options import told_errors
 from hosts.plan import plan_host
+from hosts.quarantine import Rules
+from hosts.rebuild import Workshop, refuse_other_changes
 from hosts.slot import SlotTiming
 from hosts.tables import explain, print_events, print_plan
+from hosts.vetting import DEMANDS_NOTHING, Standards
+from hosts.vitals import Vital, vitals
 from schemas.config import HostConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TestenvError
 from schemas.exits import ExitStatus
 from schemas.lock import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from schemas.names import HOST_PATTERN, MAX_LABELS, environment_id, is_label
-from schemas.plan import Facts, HostPlan
+from schemas.plan import Environment, Facts, HostPlan
 from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("/etc/testenv/host.toml")
-HOST_EXTRA = ("libvirt", "lxml", "ovs")
-"""What only the `host` extra installs: `plan` and `serve` do without, so it is imported late."""
 BUILD_THREADS = 4
 """Environments built or turned over at the same time; more only queue up in libvirt."""
 
@@ -57,22 +63,6 @@ drain_option = click.option(
     metavar="SECONDS",
     help="How long SIGTERM waits for leases of version 1 clients; others outlive the agent.",
 )
-
-
-@contextmanager
-def told_errors() -> Iterator[None]:
-    """Errors in one line; also that what only the `host` extra installs is missing."""
-    try:
-        with reported_errors("testenv-host"):
-            yield
-    except ModuleNotFoundError as error:
-        if error.name not in HOST_EXTRA:
-            raise
-        click.echo(
-            f"testenv-host: {error.name} is not installed; install testenv with its host extra",
-            err=True,
-        )
-        sys.exit(ExitStatus.FAILED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,6 +92,9 @@ def main(ctx: click.Context, config_path: Path, debug: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     ctx.obj = config_path
+
+
+main.add_command(image)
 
 
 @main.command()
@@ -198,14 +191,40 @@ def run(config_path: Path, drain_timeout: float) -> None:
             drivers = connect(config)
             pool = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix="driver")
             try:
-                builder = Builder(host_plan, drivers, config.host.state_dir)
-                caretakers = [
-                    BuiltEnvironment(host_plan, env, builder, pool)
-                    for env in host_plan.environments
-                ]
+                builder = Builder(
+                    host_plan,
+                    drivers,
+                    config.host.state_dir,
+                    keep_consoles=config.console.keep,
+                )
+
+                def caretaker(env: Environment) -> Caretaker:
+                    return BuiltEnvironment(host_plan, env, builder, pool)
+
                 timing = SlotTiming(config.lease.terms)
                 state_dir = config.host.state_dir
-                _serve(host_plan.host, endpoints, caretakers, state_dir, drain_timeout, timing)
+                signs = vitals(
+                    lambda: builder.plan,
+                    drivers,
+                    state_dir,
+                    min_free_gib=config.health.min_free_gib,
+                    repair=builder.ensure_host,
+                )
+                standards = replace(
+                    _standards(config), check_interval_s=config.health.check_interval_s
+                )
+                _serve(
+                    host_plan.host,
+                    endpoints,
+                    [caretaker(env) for env in host_plan.environments],
+                    state_dir,
+                    drain_timeout,
+                    timing,
+                    standards,
+                    signs,
+                    Archive(state_dir / CONSOLES),
+                    Workshop(partial(_planned_anew, config_path, config), caretaker),
+                )
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 drivers.close()
@@ -285,7 +304,8 @@ def serve(
     """Offer one environment that exists already, described by DATAFILE (JSON).
 
     Needs neither root nor libvirt. The file is read again before every lease. Its agent is
-    called <this machine>-NUM. Of a configuration that is named with --config, [lease] is used.
+    called <this machine>-NUM. Of a configuration that is named with --config, [lease], [hooks] and
+    [quarantine] are used.
 
     \b
     Example:
@@ -301,11 +321,14 @@ def serve(
         if len(set(labels)) > MAX_LABELS:
             raise ConfigError("--label", f"an environment has at most {MAX_LABELS} labels")
         name = _agent_name(number)
-        timing = SlotTiming(_named_terms(ctx), default_timeout_s=timeout)
+        config = _named_config(ctx)
+        terms = config.lease.terms if config else Terms()
+        timing = SlotTiming(terms, default_timeout_s=timeout)
+        standards = _standards(config) if config else DEMANDS_NOTHING
         state_dir = _served_state_dir(state_dir, name)
         with sole_agent(state_dir):
             caretaker = ReadyMade(datafile, environment_id(name, 1), number, labels)
-            _serve(name, endpoints, [caretaker], state_dir, drain_timeout, timing)
+            _serve(name, endpoints, [caretaker], state_dir, drain_timeout, timing, standards)
 
 
 @main.command()
@@ -367,30 +390,74 @@ def _serve(
     state_dir: Path,
     drain_timeout: float,
     timing: SlotTiming,
+    standards: Standards,
+    signs: Sequence[Vital] = (),
+    archive: Archive | None = None,
+    workshop: Workshop | None = None,
 ) -> None:
     async def serve_until_stopped() -> None:
         path = state_dir / JOURNAL_NAME
         async with Journal.open(path, now=partial(datetime.now, UTC)) as journal:
             agent = Agent(
-                name, endpoints, caretakers, journal, drain_timeout_s=drain_timeout, timing=timing
+                name,
+                endpoints,
+                caretakers,
+                journal,
+                drain_timeout_s=drain_timeout,
+                timing=timing,
+                vitals=signs,
+                standards=standards,
+                archive=archive,
+                workshop=workshop,
             )
-            await agent.run()
+            try:
+                await agent.run()
+            except ExceptionGroup as group:
+                # Of the tasks that ended it, one is enough to tell a person what to do.
+                if expected := _first(group):
+                    raise expected from group
+                raise
 
     asyncio.run(serve_until_stopped())
 
 
-def _named_terms(ctx: click.Context) -> Terms:
-    """Of the configuration, if one was named; `serve` does without."""
+def _named_config(ctx: click.Context) -> HostConfig | None:
+    """The configuration, if one was named; `serve` does without."""
     group = ctx.parent
     if group is None or group.get_parameter_source("config_path") is ParameterSource.DEFAULT:
-        return Terms()
-    return load_config(ctx.obj).lease.terms
+        return None
+    return load_config(ctx.obj)
+
+
+def _first(group: ExceptionGroup[Exception]) -> TestenvError | None:
+    """The first of the expected ones; None if any is a defect."""
+    if group.split(TestenvError)[1]:
+        return None
+    first: Exception = group
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, TestenvError) else None
+
+
+def _standards(config: HostConfig) -> Standards:
+    return Standards(Hooks(**config.hooks.model_dump()), Rules(**config.quarantine.model_dump()))
 
 
 def _load(config_path: Path) -> tuple[HostConfig, HostPlan]:
     config = load_config(config_path)
     _endpoints(config, config_path)
     return config, plan_host(config, machine_facts(config.host.state_dir), config_path)
+
+
+def _planned_anew(config_path: Path, before: HostConfig) -> HostPlan:
+    """For a rebuild by an agent that has started with `before`."""
+    config, host_plan = _load(config_path)
+    refuse_other_changes(before, config, config_path)
+    if not host_plan.environments:
+        raise ConfigError(
+            config_path, f"leaves no environment: {'; '.join(explain(host_plan.count))}"
+        )
+    return host_plan
 
 
 def _endpoints(config: HostConfig, source: Path) -> tuple[Endpoint, ...]:

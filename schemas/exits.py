@@ -4,13 +4,18 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Documented in docs/testenv-client.md; 64 to 78 follow BSD's sysexits.h."""
+    """Documented in docs/testenv-client.md and docs/testenv.md.
+
+    64 to 78 follow BSD's sysexits.h.
+    """
 
     OK = 0
     FAILED = 1
     """An operator's or host's command found something wrong (`check`, unknown host)."""
     USAGE = 2
     """Bad option or configuration."""
+    STILL_LEASED = 3
+    """`testenv drain` and `rebuild`: leases, or work, were left at the deadline."""
     NO_BROKER = 69
     """No Gearman broker could be reached (EX_UNAVAILABLE)."""
     LEASE_LOST = 70

@@ -1,15 +1,15 @@
-"""What an agent tells about itself: the answer to an operator's question over `host.<name>`."""
+"""What an agent tells about itself and its environments (schemas/control.py has the questions)."""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from schemas.names import UNVERIFIED
+from schemas.terms import Terms
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     """Messages ignore unknown keys, so that a newer peer can say more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -34,7 +34,7 @@ class EnvState(StrEnum):
     """Failed too often, or its leases did; not offered until an operator clears it."""
 
 
-class Lease(_Wire):
+class Lease(Wire):
     """The right that a granted request gives."""
 
     id: str
@@ -51,7 +51,7 @@ class Lease(_Wire):
     """The client stops its command this long after `granted`; the agent frees a margin later."""
 
 
-class EnvironmentReport(_Wire):
+class EnvironmentReport(Wire):
     id: str
     state: EnvState
     reason: str = ""
@@ -63,34 +63,25 @@ class EnvironmentReport(_Wire):
     cordon_reason: str = ""
     withdrawn: str = ""
     """Why its host does not offer it for now: the host is not well. Empty if it is."""
+    rebuilding: bool = False
+    """Whether an operator has it made anew: once no lease runs in it, or right now."""
+    rebuild_reason: str = ""
+    offered: bool = False
+    """Whether a broker may still give it a request, which a cordon withdraws in a moment."""
     labels: tuple[str, ...] = ()
     lease: Lease | None = None
     lease_state: str = ""
     """The lease as the host sees it: offered, active, suspect or ending; empty in version 1."""
 
 
-class HostReport(_Wire):
+class HostReport(Wire):
     host: str
     version: str
     pid: int
     started: datetime
     """UTC."""
     draining: bool = False
+    """Whether the agent is about to end (SIGTERM)."""
+    ends_within_s: float = Terms().ttl_s + Terms().margin_s
+    """A lease whose client is told to end is over this soon, whatever that client does."""
     environments: tuple[EnvironmentReport, ...] = ()
-
-
-class OperatorRequest(_Wire):
-    """What `testenv` asks of an agent.
-
-    `revoke` names an environment or a lease in `target`; its answer is a Revoked.
-    """
-
-    op: Literal["status", "revoke"]
-    target: str = ""
-    reason: str = ""
-
-
-class Revoked(_Wire):
-    """The lease whose client is being told to end its command."""
-
-    lease: Lease

@@ -1,8 +1,8 @@
-"""What can go wrong in a CI job's client only; the rest of the tree is in schemas.errors."""
+"""What can go wrong in our own two commands only; the rest of the tree is in schemas.errors."""
 
 import signal
 
-from schemas.errors import LockError, TestenvError
+from schemas.errors import HostError, LockError, TestenvError
 from schemas.exits import ExitStatus
 
 
@@ -15,9 +15,17 @@ class RequestFailed(LockError):
         self.function = function
         self.why = why
         super().__init__(
-            f"{function}: {why} before an environment was offered",
+            f"no environment of {function} was offered: {why}",
             remedy="try again, or look at testenv status",
         )
+
+
+class AgentRefused(HostError):
+    """The agent answered that it can't do what was asked for."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"the agent refused: {why}")
 
 
 class GuardLost(TestenvError):

@@ -1,7 +1,7 @@
 """The fleet as its brokers and agents tell it: who is there, who holds what, who waits."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +10,7 @@ from broker import admin
 from broker.client import Outcome, submit
 from broker.endpoint import Endpoint
 from broker.link import Link
+from schemas.control import OperatorRequest, Revoked, RevokeRequest, StatusRequest
 from schemas.errors import (
     BrokerError,
     BrokerUnreachable,
@@ -19,14 +20,13 @@ from schemas.errors import (
     TestenvError,
 )
 from schemas.names import host_function, host_of_function, is_lock_function
-from schemas.status import HostReport, Lease, OperatorRequest, Revoked
+from schemas.status import HostReport, Lease, Wire
+from testenv.errors import AgentRefused
 
-A = TypeVar("A", HostReport, Revoked)
+A = TypeVar("A", bound=Wire)
 
 ANSWER_TIMEOUT_S = 3.0
 """An agent that does not answer in this time is shown as such, not waited for."""
-
-_LOOK = "see testenv status"
 
 
 class HostView(BaseModel):
@@ -37,6 +37,16 @@ class HostView(BaseModel):
     """The broker through which it was asked."""
     report: HostReport | None = None
     problem: str = ""
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Their ids; none if it did not answer."""
+        return tuple(env.id for env in self.report.environments) if self.report else ()
+
+    def must_answer(self) -> None:
+        """Raises HostError if it did not."""
+        if self.report is None:
+            raise HostError(self.problem)
 
 
 class QueueView(BaseModel):
@@ -66,10 +76,15 @@ class Fleet(BaseModel):
     queues: tuple[QueueView, ...]
 
 
-async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S) -> Fleet:
+async def look(
+    endpoints: Sequence[Endpoint],
+    timeout: float = ANSWER_TIMEOUT_S,
+    *,
+    only: Collection[str] | None = None,
+) -> Fleet:
     """Ask all brokers, then all agents, each in parallel and for at most `timeout` seconds.
 
-    Raises BrokerUnreachable if no broker answers.
+    `only`: no other hosts than these. Raises BrokerUnreachable if no broker answers.
     """
     answers = await asyncio.gather(*(_ask_broker(one, timeout) for one in endpoints))
     if all(isinstance(answer, BrokerError) for answer in answers):
@@ -91,6 +106,8 @@ async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S)
         queues.extend(_queue(endpoint, one) for one in answer if is_lock_function(one.name))
         for function in answer:
             host = host_of_function(function.name)
+            if only is not None and host not in only:
+                continue
             if host and (host not in agents or not agents[host][1]):
                 agents[host] = (endpoint, function.workers)
     hosts = await asyncio.gather(
@@ -98,31 +115,6 @@ async def look(endpoints: Sequence[Endpoint], timeout: float = ANSWER_TIMEOUT_S)
     )
     queues.sort(key=lambda queue: (queue.function, queue.broker))
     return Fleet(brokers=tuple(brokers), hosts=tuple(hosts), queues=tuple(queues))
-
-
-def find_lease(fleet: Fleet, target: str) -> tuple[HostView, Lease]:
-    """The lease that `target` means, an environment (`<host>/<number>`) or a lease id.
-
-    Raises HostError if there is none, or if its host does not answer.
-    """
-    host, slash, _ = target.partition("/")
-    hosts = [view for view in fleet.hosts if not slash or view.host == host]
-    if not hosts:
-        raise HostError(f"no host {host} is registered" if slash else "no host is registered",
-                        remedy=_LOOK)  # fmt: skip
-    for view in hosts:
-        for env in view.report.environments if view.report else ():
-            if env.lease and target in (env.id, env.lease.id):
-                return view, env.lease
-            if env.id == target:
-                raise HostError(f"{target} is {env.state}: it has no lease", remedy=_LOOK)
-    silent = "; ".join(f"{view.host}: {view.problem}" for view in hosts if view.report is None)
-    if silent:
-        raise HostError(f"no lease {target} was found ({silent})", remedy=_LOOK)
-    raise HostError(
-        f"{host} has no environment {target}" if slash else f"no host has a lease {target}",
-        remedy=_LOOK,
-    )
 
 
 async def revoke(
@@ -138,9 +130,23 @@ async def revoke(
     run no more. Raises BrokerError, and HostError if the agent can't, or does not answer.
     """
     # By its id: the environment may have gone to another since we looked.
-    request = OperatorRequest(op="revoke", target=lease.id, reason=reason)
+    request = RevokeRequest(target=lease.id, reason=reason)
+    return await ask(endpoints, view, request, Revoked, timeout)
+
+
+async def ask(
+    endpoints: Sequence[Endpoint],
+    view: HostView,
+    request: OperatorRequest,
+    kind: type[A],
+    timeout: float = ANSWER_TIMEOUT_S,
+) -> A:
+    """What `view`'s agent answers to `request`, by the broker through which it was seen.
+
+    Raises BrokerError, and HostError if the agent refuses, or does not answer in time.
+    """
     endpoint = next(one for one in endpoints if str(one) == view.broker)
-    return await _answer(endpoint, view.host, request, Revoked, timeout)
+    return await _answer(endpoint, view.host, request, kind, timeout)
 
 
 async def _ask_broker(
@@ -169,7 +175,7 @@ async def _ask_host(host: str, endpoint: Endpoint, workers: int, timeout: float)
         # Brokers remember functions whose worker is gone; asking would only queue.
         return view.model_copy(update={"problem": "no agent is registered"})
     try:
-        report = await _answer(endpoint, host, OperatorRequest(op="status"), HostReport, timeout)
+        report = await _answer(endpoint, host, StatusRequest(), HostReport, timeout)
     except TestenvError as error:
         return view.model_copy(update={"problem": str(error)})
     return view.model_copy(update={"report": report})
@@ -187,8 +193,7 @@ async def _answer(
     except TimeoutError as exc:
         raise HostError(f"no answer within {timeout:g} s") from exc
     if result.outcome is not Outcome.COMPLETE:
-        reason = result.data.decode(errors="replace") or "no reason given"
-        raise HostError(f"the agent refused: {reason}")
+        raise AgentRefused(result.data.decode(errors="replace") or "no reason given")
     try:
         return kind.model_validate_json(result.data)
     except ValidationError as exc:

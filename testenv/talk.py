@@ -1,4 +1,4 @@
-"""What the client says on stderr: dated lines, or one live line on a terminal."""
+"""What a command says on stderr while it lasts: dated lines, or one live line on a terminal."""
 
 import time
 from contextlib import suppress
@@ -10,8 +10,9 @@ _CLEAR_LINE = "\r\x1b[K"
 class Talk:
     """Lines for people on `stream`. A stream that is gone silences them, and nothing else."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, program: str = "testenv-client") -> None:
         self._stream = stream
+        self._program = program
         self._live = False
         self.is_live = stream.isatty()
         """Whether a line may be rewritten in place."""
@@ -19,19 +20,19 @@ class Talk:
     def say(self, text: str) -> None:
         """One line, dated (UTC) unless a person is watching."""
         date = "" if self.is_live else time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime())
-        self._write(f"{date}testenv-client: {text}\n")
+        self._write(f"{date}{self._program}: {text}\n")
 
     def say_in_place(self, text: str) -> None:
         """A line that the next one replaces; a plain line where that can't be."""
         if self.is_live:
-            self._write(f"testenv-client: {text}")
+            self._write(f"{self._program}: {text}")
             self._live = True
         else:
             self.say(text)
 
     def complain(self, text: str) -> None:
         """The one line that says why the client ends."""
-        self._write(f"testenv-client: {text}\n")
+        self._write(f"{self._program}: {text}\n")
 
     def _write(self, text: str) -> None:
         clear, self._live = (_CLEAR_LINE if self._live else ""), False

@@ -267,8 +267,10 @@ def test_a_drain_that_may_not_go_on_ends_the_agent(
 
 def test_sigusr2_cordons_and_sigusr1_uncordons(broker: RunningBroker, tmp_path: Path) -> None:
     with serving(broker, tmp_path) as agent:
+        wait_for(lambda: environments(broker.endpoint)["-1/1"]["offered"])
         agent.send_signal(signal.SIGUSR2)
-        wait_for(lambda: environments(broker.endpoint)["-1/1"]["cordoned"])
+        wait_for(lambda: not environments(broker.endpoint)["-1/1"]["offered"])
+        assert environments(broker.endpoint)["-1/1"]["cordoned"]
         with process(*client(broker, "true")) as waiting:
             wait_for(lambda: queue(broker)["waiting"] == 1)
             assert waiting.poll() is None

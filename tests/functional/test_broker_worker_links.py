@@ -118,7 +118,11 @@ async def test_client_is_called_back_on_the_link_it_submits_on(kind: BrokerKind)
 # Several brokers
 
 
-@pytest.mark.parametrize("kinds", [(OURS, OURS), (OURS, GEARMAND), (GEARMAND, GEARMAND)], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [(OURS, OURS), (OURS, GEARMAND), (GEARMAND, GEARMAND)],
+    ids=lambda kinds: "-and-".join(map(str, kinds)),
+)
 async def test_worker_of_two_brokers_has_one_job_at_a_time(
     kinds: tuple[BrokerKind, BrokerKind],
 ) -> None:

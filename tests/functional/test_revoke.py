@@ -211,14 +211,14 @@ async def test_what_cannot_be_revoked_is_told_in_one_line(
         env = (await fleet.environment())["id"]
         host = env.partition("/")[0]
         for target, words in {
-            "te9/1": "no host te9 is registered",
-            f"{host}/7": f"{host} has no environment {host}/7",
-            env: f"{env} is ready: it has no lease",
-            "0" * 32: f"no host has a lease {'0' * 32}",
+            "te9/1": "there is no environment te9/1; see testenv status",
+            f"{host}/7": f"there is no environment {host}/7; did you mean {env}?",
+            env: f"{env} is ready: it has no lease; see testenv status",
+            "0" * 32: f"no host has a lease {'0' * 32}; see testenv status",
         }.items():
             status, out, err = await fleet.revoke(target, "--yes")
             assert (status, out) == (ExitStatus.FAILED, "")
-            assert err == f"testenv: {words}; see testenv status\n"
+            assert err == f"testenv: {words}\n"
 
 
 @on_one_broker
