@@ -1,6 +1,7 @@
 # The README's commands. `make help` lists them.
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
+CLIENT_TESTS := $(wildcard tests/functional/test_client_*.py tests/functional/test_lease_*.py)
 LAB := $(BIN)/python -m tests.lab
 FUZZ_SECONDS ?= 60
 RUNS ?= 20
@@ -8,7 +9,7 @@ MINUTES ?= 10
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type unit contract functional deaths fuzz chaos chaos-short e2e bench schemas constraints clean
+.PHONY: help setup demo test check lint type unit contract functional functional-clients functional-servers deaths fuzz chaos chaos-short e2e bench schemas constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,8 +39,14 @@ unit: ## pure code, without services
 contract: ## one suite over fake drivers and, in a lab host, over real libvirt and OVS
 	$(LAB) run --host contract -- $(PYTEST) tests/contract
 
-functional: ## brokers, agents and clients as real processes
-	$(PYTEST) tests/functional
+functional: ## brokers, agents and clients as real processes; they wait a lot, so two halves at once
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target functional-clients functional-servers
+
+functional-clients:
+	$(PYTEST) $(CLIENT_TESTS)
+
+functional-servers:
+	$(PYTEST) tests/functional $(CLIENT_TESTS:%=--ignore=%)
 
 deaths: ## brokers, agents and clients are killed while leases run, RUNS times; no failure is due
 	@failed=0; for run in $$(seq $(RUNS)); do \

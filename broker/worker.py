@@ -135,6 +135,11 @@ class Worker:
         self._answered = asyncio.Event()
         self._stirred = asyncio.Event()
 
+    @property
+    def is_taking(self) -> bool:
+        """Whether a broker may give it a job."""
+        return self._taking
+
     async def take(
         self, withdraw: asyncio.Event | None = None, *, stay: bool = False
     ) -> Assignment | None:
