@@ -40,7 +40,11 @@ contract: ## one suite over fake drivers and, in a lab host, over real libvirt a
 	$(LAB) run --host contract -- $(PYTEST) tests/contract
 
 functional: ## brokers, agents and clients as real processes; they wait a lot, so two halves at once
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target functional-clients functional-servers
+	@mkdir -p build
+	@$(MAKE) functional-clients > build/functional-clients.log 2>&1 < /dev/null & clients=$$!; \
+	$(MAKE) functional-servers; failed=$$?; \
+	wait $$clients || failed=1; \
+	cat build/functional-clients.log; exit $$failed
 
 functional-clients:
 	$(PYTEST) $(CLIENT_TESTS)
