@@ -222,7 +222,7 @@ class _Run:
                 self._talk.say("the lease is over; stopping the command")
             return keeper.over.result()
         if exited.done() and self._command.was_due:
-            return LeaseLost("its connection was lost while this client was stopped")
+            return LeaseLost("its connection was lost, and this client did not act in time")
         return None if exited.done() else await _why(keeping)
 
     async def _wind_up(

@@ -44,7 +44,7 @@ SLACK_S = 1.5
 PATIENT = Terms(beat_s=0.3, ttl_s=20, margin_s=2, reattach_s=15, untaken_s=2)
 """For leases that must outlive a death, which a busy machine may take seconds to undo."""
 
-HASTY = Terms(beat_s=0.2, ttl_s=3, margin_s=1, reattach_s=1, untaken_s=2)
+HASTY = Terms(beat_s=0.2, ttl_s=3, margin_s=1, reattach_s=2, untaken_s=2)
 """For leases that must end."""
 
 over_all_brokers = pytest.mark.parametrize(

@@ -30,6 +30,9 @@ from tests.functional.client_rig import (
 
 PYTHON = sys.executable
 
+LIFELINE_S = 0.5
+"""More than telling the lifeline takes on a busy machine."""
+
 FAMILY = (
     "setsid sh -c 'echo fled $$; exec sleep 300' & "
     "sh -c 'echo child $$; setsid sleep 300 & exec sleep 300' & "
@@ -239,6 +242,8 @@ async def test_client_and_guard_killed_together_take_the_command_with_them(
     ):
         await agent.grant()
         command = int((await job.hears(r"leader (\d+)"))[1])
+        # The lifeline hears of a command just after its start, not before.
+        await asyncio.sleep(LIFELINE_S)
         job.signal(signal.SIGSTOP)
         os.kill(job.guard, signal.SIGKILL)
         job.signal(signal.SIGKILL)
