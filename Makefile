@@ -41,7 +41,9 @@ contract: ## one suite over fake drivers and, in a lab host, over real libvirt a
 
 functional: ## brokers, agents and clients as real processes; they wait a lot, so two halves at once
 	@mkdir -p build
-	@$(MAKE) functional-clients > build/functional-clients.log 2>&1 < /dev/null & clients=$$!; \
+	@# A shell ignores SIGINT in the background, and so would all that is started there.
+	@env --default-signal=INT,QUIT $(MAKE) functional-clients \
+	  > build/functional-clients.log 2>&1 < /dev/null & clients=$$!; \
 	$(MAKE) functional-servers; failed=$$?; \
 	wait $$clients || failed=1; \
 	cat build/functional-clients.log; exit $$failed
