@@ -80,6 +80,7 @@ class GuardProcess:
         self._workspace = ""
         self._link: int | None = None
         """The client's connection to its broker, which must not end before the command has."""
+        self._is_link_watched = False
         self._farewell = b""
         self._done = False
 
@@ -130,14 +131,18 @@ class GuardProcess:
                 os.close(self._link)
             self._link, self._cut = link, None
             self._poll.register(link, select.POLLRDHUP)
+            self._is_link_watched = True
         return packet
 
     def _unwatch_link(self) -> None:
-        with suppress(KeyError):  # it is not watched any more
-            self._poll.unregister(self._link or 0)
+        if self._link is not None and self._is_link_watched:
+            self._poll.unregister(self._link)
+        self._is_link_watched = False
 
     def _link_closed(self) -> None:
         """Its host may have been told so, and takes the client for dead."""
+        if not self._is_link_watched:
+            return  # the client, heard in the same turn, knows
         self._unwatch_link()
         if self._when_closed:
             due_s, kill_after_s = self._when_closed

@@ -244,6 +244,22 @@ def test_client_that_knows_of_its_closed_connection_decides_itself(tmp_path: Pat
         assert boottime() >= due
 
 
+def test_guard_that_sees_a_close_and_hears_of_it_at_once_leaves_it_to_the_client(
+    tmp_path: Path,
+) -> None:
+    with client_of(OBEDIENT, tmp_path) as client:
+        client.guard.until(boottime() + 60, kill_after_s=10)
+        client.start()
+        os.kill(client.guard.pid, signal.SIGSTOP)
+        client.broker.close()
+        client.guard.link_closed()
+        due = boottime() + CUT_S + 1
+        client.guard.until(due, kill_after_s=10)
+        os.kill(client.guard.pid, signal.SIGCONT)
+        assert ended_when_due(client) == 7
+        assert boottime() >= due + GUARD_LATER_S
+
+
 def test_connection_that_the_client_has_left_may_be_closed(tmp_path: Path) -> None:
     with client_of(OBEDIENT, tmp_path) as client:
         due = boottime() + CUT_S + 1
