@@ -13,15 +13,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from hosts.journal_file import (
     BROKEN,
     DEFECT,
-    KEEP_EVENTS,
     SCHEMA_VERSION,
     journal_error,
     named_errors,
@@ -29,16 +27,25 @@ from hosts.journal_file import (
     transaction,
     upgrade,
 )
+from hosts.journal_rows import (
+    RECENTLY_ENDED,
+    Ended,
+    Entry,
+    Remembered,
+    StoredLease,
+    add_lease,
+    iso,
+    remembered,
+    text,
+)
 from hosts.state import Event
 from schemas.errors import JournalError
-from schemas.status import EnvState, Lease
+from schemas.status import EnvState
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-KEEP_LEASES = 1000
-"""Of each environment; older ones are dropped once they have ended."""
 GATHER_S = 0.005
 """How long transitions wait for others: an environment is often granted again right away."""
 
@@ -53,102 +60,6 @@ CLOSE_S = 10.0
 """Closing waits this long for a disk that does not answer."""
 
 
-@dataclass(frozen=True)
-class StoredLease:
-    """A lease with what its agent needs to take it up again.
-
-    `job`: the unique id of the client's request. `callback`: the function that reaches the client.
-    `version`: of the lock protocol. `secret_hash`: of the lease's secret, which is never stored.
-    """
-
-    lease: Lease
-    job: str
-    callback: str
-    version: int
-    secret_hash: str
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """One environment as the journal has it; `generation` 0 and no state if never seen."""
-
-    generation: int = 0
-    state: EnvState | None = None
-    reason: str = ""
-    live: StoredLease | None = None
-    """The lease that has not ended."""
-    cordoned: str | None = None
-    """Why an operator has it not offered; None if none has."""
-    last_lease: str = ""
-    """The id of the newest, live or ended."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a lease ended. `exit_code`: its command's, None where that is not known."""
-
-    environment: str
-    reason: str
-    exit_code: int | None
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One event, with what it changes: `state` of the environment, or its cordon, and the end of
-    `lease`."""
-
-    at: str
-    environment: str
-    event: str
-    state: EnvState | None = None
-    lease: str | None = None
-    ends_lease: bool = False
-    reason: str = ""
-    exit_code: int | None = None
-    is_cordon: bool = False
-    """It sets or, without `cordon`, lifts the environment's."""
-    cordon: str | None = None
-
-    def write(self, db: sqlite3.Connection) -> None:
-        if self.ends_lease:
-            db.execute(
-                "UPDATE leases SET ended = ?, reason = ?, exit_code = ?"
-                " WHERE id = ? AND ended IS NULL",
-                (self.at, self.reason, self.exit_code, self.lease),
-            )
-        if self.state is not None:
-            db.execute(
-                "INSERT INTO environments VALUES (?, 0, ?, ?, ?, NULL) ON CONFLICT (id) DO UPDATE"
-                " SET state = excluded.state, reason = excluded.reason, since = excluded.since",
-                (self.environment, self.state, self.reason, self.at),
-            )
-        if self.is_cordon:
-            db.execute(
-                "INSERT INTO environments VALUES (?, 0, ?, '', ?, ?) ON CONFLICT (id) DO UPDATE"
-                " SET cordoned = excluded.cordoned",
-                (self.environment, EnvState.BUILDING, self.at, self.cordon),
-            )
-        added = db.execute(
-            "INSERT INTO events (at, environment, lease, event, state, reason)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (self.at, self.environment, self.lease, self.event, self.state, self.reason),
-        )
-        db.execute("DELETE FROM events WHERE number <= ?", ((added.lastrowid or 0) - KEEP_EVENTS,))
-
-
-_RECENTLY_ENDED = """
-    SELECT environment, reason, exit_code FROM leases WHERE ended >= (
-        SELECT min(ended) FROM (
-            SELECT ended FROM leases
-            WHERE environment = :environment AND ended > (
-                SELECT coalesce(max(at), '') FROM events
-                WHERE environment = :environment AND event = :cleared
-            )
-            ORDER BY generation DESC LIMIT :leases
-        )
-    ) ORDER BY ended"""
-
-
 class Journal:
     """The writer. Methods return when their transition is on the disk, in the order of the calls.
 
@@ -161,8 +72,8 @@ class Journal:
         self._path = path
         self._now = now
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._pending: deque[_Entry] = deque()
-        self._gathered: list[_Entry] = []
+        self._pending: deque[Entry] = deque()
+        self._gathered: list[Entry] = []
         """What the next transaction writes ahead of its own."""
         self._gathering: asyncio.Future[None] | None = None
         self._db: sqlite3.Connection | None = None
@@ -196,7 +107,7 @@ class Journal:
         """What is on the disk about an environment. Raises JournalError."""
         if self._gathering:
             await asyncio.shield(self._gathering)
-        return await self._call(lambda: _remembered(self._connection, env_id))
+        return await self._call(lambda: remembered(self._connection, env_id))
 
     async def grant(self, stored: StoredLease) -> None:
         """The environment is LEASED, with the lease's generation.
@@ -214,7 +125,7 @@ class Journal:
         self, env_id: str, event: str, *, lease: str | None = None, reason: str = ""
     ) -> None:
         """Something happened that changes neither the environment's state nor a lease's end."""
-        await self._record(_Entry(self._time(), env_id, event, lease=lease, reason=_text(reason)))
+        await self._record(Entry(self._time(), env_id, event, lease=lease, reason=text(reason)))
 
     async def end(
         self,
@@ -227,14 +138,14 @@ class Journal:
         """The lease has ended, and with it the environment is in `state`: DIRTY, or READY if
         nobody has touched it. `exit_code`: its command's, where that is known."""
         await self._record(
-            _Entry(
+            Entry(
                 self._time(),
                 env_id,
                 Event.LEASE_ENDED,
                 state,
                 lease=lease_id,
                 ends_lease=True,
-                reason=_text(reason),
+                reason=text(reason),
                 exit_code=exit_code,
             )
         )
@@ -242,31 +153,31 @@ class Journal:
     async def cordon(self, env_id: str, reason: str) -> None:
         """An operator has the environment not offered, until `uncordon`."""
         await self._record(
-            _Entry(
+            Entry(
                 self._time(),
                 env_id,
                 "cordoned",
-                reason=_text(reason),
+                reason=text(reason),
                 is_cordon=True,
-                cordon=_text(reason),
+                cordon=text(reason),
             )
         )
 
     async def uncordon(self, env_id: str) -> None:
         """It may be offered again."""
-        await self._record(_Entry(self._time(), env_id, "uncordoned", is_cordon=True))
+        await self._record(Entry(self._time(), env_id, "uncordoned", is_cordon=True))
 
     async def recently_ended(self, env_id: str, leases: int) -> tuple[Ended, ...]:
         """The last `leases` of the environment that have ended, but none of before it was cleared
         last, and those of all others that have ended meanwhile; the oldest first. Raises
         JournalError."""
         asked = {"environment": env_id, "leases": leases, "cleared": Event.CLEARED}
-        rows = await self._call(lambda: self._connection.execute(_RECENTLY_ENDED, asked).fetchall())
+        rows = await self._call(lambda: self._connection.execute(RECENTLY_ENDED, asked).fetchall())
         return tuple(Ended(*row) for row in rows)
 
     async def move(self, env_id: str, state: EnvState, reason: str = "") -> None:
         """The environment is in `state` now, by any other transition."""
-        await self._record(_Entry(self._time(), env_id, "moved", state, reason=_text(reason)))
+        await self._record(Entry(self._time(), env_id, "moved", state, reason=text(reason)))
 
     async def probe(self) -> None:
         """Write what is pending, and at least a page. Raises JournalError where that fails."""
@@ -274,9 +185,9 @@ class Journal:
         await self._call(lambda: self._write(lambda db: db.execute(rewrite)))
 
     def _time(self) -> str:
-        return _iso(self._now())
+        return iso(self._now())
 
-    async def _record(self, entry: _Entry) -> None:
+    async def _record(self, entry: Entry) -> None:
         """In one transaction with what follows within GATHER_S: each costs an fsync, and who waits
         for an environment waits for those of its last lease's end, too."""
         self._gathered.append(entry)
@@ -291,7 +202,7 @@ class Journal:
         else:
             await self._call(lambda: None)  # a grant has taken them, and is not done before this
 
-    def _take_gathered(self) -> list[_Entry]:
+    def _take_gathered(self) -> list[Entry]:
         gathered, self._gathered = self._gathered, []
         self._gathering = None
         return gathered
@@ -348,7 +259,7 @@ class Journal:
         if finding != "ok":
             raise JournalError(self._path, f"is damaged ({finding})", remedy=BROKEN)
 
-    def _disconnect(self, gathered: list[_Entry]) -> None:
+    def _disconnect(self, gathered: list[Entry]) -> None:
         if self._db is None:
             return
         with closing(self._db):
@@ -359,7 +270,7 @@ class Journal:
 
     def _grant(self, db: sqlite3.Connection, stored: StoredLease, at: str) -> None:
         lease = stored.lease
-        last = _remembered(db, lease.environment)
+        last = remembered(db, lease.environment)
         if lease.generation <= last.generation:
             raise JournalError(
                 self._path,
@@ -373,31 +284,12 @@ class Journal:
                 f"lease {last.live.lease.id} of {lease.environment} has not ended",
                 remedy=DEFECT,
             )
-        _Entry(at, lease.environment, Event.GRANTED, EnvState.LEASED, lease=lease.id).write(db)
+        Entry(at, lease.environment, Event.GRANTED, EnvState.LEASED, lease=lease.id).write(db)
         db.execute(
             "UPDATE environments SET generation = ? WHERE id = ?",
             (lease.generation, lease.environment),
         )
-        db.execute(
-            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '', NULL)",
-            (
-                lease.id,
-                lease.environment,
-                lease.generation,
-                _text(lease.holder),
-                _text(lease.submitter),
-                _text(stored.job),
-                _text(stored.callback),
-                stored.version,
-                stored.secret_hash,
-                _iso(lease.granted),
-                lease.timeout_s,
-            ),
-        )
-        db.execute(
-            "DELETE FROM leases WHERE environment = ? AND generation <= ? AND ended IS NOT NULL",
-            (lease.environment, lease.generation - KEEP_LEASES),
-        )
+        add_lease(db, stored)
 
     def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """All that is pending, then `work`, or none of it."""
@@ -410,7 +302,7 @@ class Journal:
             self._pending.clear()
 
     def _write_with(
-        self, gathered: list[_Entry], work: Callable[[sqlite3.Connection], object]
+        self, gathered: list[Entry], work: Callable[[sqlite3.Connection], object]
     ) -> None:
         """`gathered`, which is never lost, and `work` in one transaction, if it can be."""
 
@@ -425,7 +317,7 @@ class Journal:
             self._write_or_keep(gathered)
             raise
 
-    def _write_or_keep(self, gathered: list[_Entry]) -> None:
+    def _write_or_keep(self, gathered: list[Entry]) -> None:
         def write(db: sqlite3.Connection) -> None:
             for entry in gathered:
                 entry.write(db)
@@ -448,54 +340,3 @@ class Journal:
             if superseded and not entry.ends_lease:
                 self._pending.remove(entry)
                 return
-
-
-def _remembered(db: sqlite3.Connection, env_id: str) -> Remembered:
-    row = db.execute(
-        "SELECT generation, state, reason, cordoned FROM environments WHERE id = ?", (env_id,)
-    ).fetchone()
-    if row is None:
-        return Remembered()
-    generation, state, reason, cordoned = row
-    live = _live_lease(db, env_id)
-    last = db.execute(
-        "SELECT id FROM leases WHERE environment = ? ORDER BY generation DESC LIMIT 1", (env_id,)
-    ).fetchone()
-    return Remembered(generation, EnvState(state), reason, live, cordoned, last[0] if last else "")
-
-
-def _live_lease(db: sqlite3.Connection, env_id: str) -> StoredLease | None:
-    row = db.execute(
-        "SELECT id, generation, holder, submitter, granted, timeout_s, job, callback, version,"
-        " secret_hash FROM leases WHERE environment = ? AND ended IS NULL",
-        (env_id,),
-    ).fetchone()
-    if row is None:
-        return None
-    lease_id, generation, holder, submitter, granted, timeout_s, *rest = row
-    lease = Lease(
-        id=lease_id,
-        environment=env_id,
-        generation=generation,
-        holder=holder,
-        submitter=submitter,
-        granted=_moment(granted),
-        timeout_s=timeout_s,
-    )
-    return StoredLease(lease, *rest)
-
-
-def _moment(iso: str) -> datetime:
-    moment = datetime.fromisoformat(iso)
-    if moment.tzinfo is None:
-        raise ValueError(f"{iso} has no time zone")
-    return moment
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _text(said: str) -> str:
-    """What others say may hold half a surrogate pair, which SQLite refuses."""
-    return said.encode(errors="replace").decode()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-from hosts.journal import Ended
+from hosts.journal_rows import Ended
 from hosts.lease import End
 
 _UNUSED = frozenset({End.DECLINED, End.UNTAKEN, End.NOT_JOURNALLED})

@@ -4,18 +4,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from broker.links import LinkSource
-from broker.worker import Assignment
-from hosts import lease_v1
 from hosts.admission import Admission, Bar
 from hosts.caretaker import Caretaker
-from hosts.journal import Journal, StoredLease
-from hosts.lease import End, Ending, Grant, HeldLease, secret_hash
+from hosts.journal import Journal
+from hosts.lease import End
+from hosts.leasing import Leasing
 from hosts.offering import Differs, Offering, Taken
 from hosts.rebuild import Remaking
 from hosts.reception import Reception
@@ -23,22 +22,17 @@ from hosts.state import (
     EFFECTS,
     Effect,
     Event,
-    ForbiddenTransition,
-    LeaseEvent,
-    Tenure,
     step,
 )
 from hosts.vetting import Vetting
-from schemas.errors import JournalError, TestenvError
-from schemas.lock import DEFAULT_TIMEOUT_S, LockRequest
-from schemas.names import random_id
+from schemas.errors import TestenvError
+from schemas.lock import DEFAULT_TIMEOUT_S
 from schemas.plan import Environment
 from schemas.status import EnvironmentReport, EnvState, Lease
 from schemas.terms import Terms
 
 log = logging.getLogger(__name__)
 
-_AGENT_RESTART = "the agent has started again"
 _FOUND = "found different"
 """In the journal: what the fence of an ended lease found that is not as planned."""
 _MAX_FOUND = 2000
@@ -56,16 +50,6 @@ class SlotTiming:
     default_timeout_s: float = DEFAULT_TIMEOUT_S
     retry_s: float = 60.0
     journal_retry_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A lock request that was assigned to us, and what it gets."""
-
-    assignment: Assignment
-    asked: LockRequest
-    stored: StoredLease
-    secret: str
 
 
 class Slot:
@@ -87,7 +71,6 @@ class Slot:
         timing: SlotTiming,
     ) -> None:
         self._caretaker = caretaker
-        self._reception = reception
         self._journal = journal
         self._admission = admission
         self._vetting = vetting
@@ -95,12 +78,15 @@ class Slot:
         self._offering = Offering(
             caretaker, links, journal, admission, vetting, journal_retry_s=timing.journal_retry_s
         )
-        self._generation = 0
-        self._request: _Request | None = None
-        self._stored: StoredLease | None = None
-        self._last_lease = ""
-        """The id of the newest that was granted, "" if there was none."""
-        self._held: HeldLease | None = None
+        self._leasing = Leasing(
+            caretaker,
+            reception,
+            journal,
+            self._record,
+            admission.shutdown.leaving,
+            timing.terms,
+            timing.default_timeout_s,
+        )
         self._reason = ""
         self._state = EnvState.BUILDING
         self._loop = asyncio.get_running_loop()
@@ -120,19 +106,19 @@ class Slot:
     @property
     def outlives_agent(self) -> bool:
         """Whether the lease that runs can be left to the next agent."""
-        return self._held is not None
+        return self._leasing.outlives_agent
 
     @property
     def lease(self) -> Lease | None:
         """The one that runs now."""
-        return self._stored.lease if self._stored else None
+        return self._leasing.lease
 
     def report(self) -> EnvironmentReport:
         """The slot as it is now."""
         return EnvironmentReport(
             id=self.id,
             state=self._state,
-            reason=self._reason or self._offering.trouble,
+            reason=self._reason or self._leasing.trouble or self._offering.trouble,
             since_s=round(self._loop.time() - self._since, 1),
             cordoned=self._admission.reason(Bar.CORDON) is not None,
             cordon_reason=self._admission.reason(Bar.CORDON) or "",
@@ -142,15 +128,12 @@ class Slot:
             offered=self._offering.is_registered,
             labels=self._caretaker.labels,
             lease=self.lease,
-            lease_state=self._held.state.value if self._held else "",
+            lease_state=self._leasing.state,
         )
 
     def revoke(self, reason: str) -> bool:
         """Have the running lease's client end its command; False if there is none to be told."""
-        if self._held is None:
-            return False
-        self._held.tell_to_end(reason)
-        return True
+        return self._leasing.revoke(reason)
 
     def clear(self) -> bool:
         """Trust it again, and build it anew; False if it is neither quarantined nor broken."""
@@ -208,12 +191,11 @@ class Slot:
     async def _remember(self) -> None:
         """Go on where the last agent has ended."""
         remembered = await self._journal.remembered(self.id)
-        self._generation = remembered.generation
-        self._last_lease = remembered.last_lease
+        self._leasing.remember(remembered)
         if remembered.cordoned is not None:
             self._admission.close(Bar.CORDON, remembered.cordoned)
         if remembered.live:
-            self._state, self._stored = EnvState.LEASED, remembered.live
+            self._state = EnvState.LEASED
             passed = datetime.now(UTC) - remembered.live.lease.granted
             self._since -= max(0.0, passed.total_seconds())
             log.info("%s: lease %s goes on", self.id, remembered.live.lease.id)
@@ -235,6 +217,8 @@ class Slot:
     async def _build(self) -> Event | None:
         if self._remaking.asked.is_set():
             return await self._rebuild()
+        if self._cleared.is_set():  # it came just when this was due anyway
+            self._clear()
         return await self._attempt(Event.BUILT, self._caretaker.build, self._vetting.before_offer)
 
     async def _rebuild(self) -> Event | None:
@@ -267,15 +251,15 @@ class Slot:
         )
 
     async def _fence(self) -> None:
-        found = await self._caretaker.fence(self._last_lease)
+        last = self._leasing.last
+        found = await self._caretaker.fence(last)
         if found:
             reason = "; ".join(str(difference) for difference in found)[:_MAX_FOUND]
-            lease = self._last_lease or None
-            self._record(self._journal.note(self.id, _FOUND, lease=lease, reason=reason))
+            self._record(self._journal.note(self.id, _FOUND, lease=last or None, reason=reason))
             log.info("%s: %s: %s", self.id, _FOUND, reason)
 
     async def _after_lease(self) -> None:
-        lease = self._last_lease
+        lease = self._leasing.last
         if lease and (why := await self._vetting.after_lease(lease)):
             self._record(self._journal.note(self.id, _HOOK_FAILED, lease=lease, reason=why))
 
@@ -313,11 +297,11 @@ class Slot:
                 each.cancel()
         if not self._cleared.is_set():
             return self._rebuild_if_due()
-        self._cleared.clear()
         self._clear()
         return Event.CLEARED
 
     def _clear(self) -> None:
+        self._cleared.clear()
         self._reason = ""
         self._vetting.clear()
         self._record(self._journal.note(self.id, Event.CLEARED))
@@ -331,118 +315,27 @@ class Slot:
         """Until it is leased, to be turned over or rebuilt; None when the agent stops."""
         match await self._offering.wait():
             case Taken(assignment, asked):
-                self._request = self._granted(assignment, asked)
-                self._stored = self._request.stored
-                self._last_lease = self._stored.lease.id
+                self._leasing.grant(assignment, asked)
                 return Event.GRANTED
             case Differs(how):
-                self._reason, self._last_lease = how, ""
+                self._reason, self._leasing.last = how, ""
                 return Event.DIFFERS
         return self._rebuild_if_due()
 
-    def _granted(self, assignment: Assignment, asked: LockRequest) -> _Request:
-        self._generation += 1
-        secret = random_id()
-        lease = Lease(
-            id=random_id(),
-            environment=self.id,
-            generation=self._generation,
-            holder=asked.holder,
-            submitter=assignment.submitter,
-            granted=datetime.now(UTC),
-            timeout_s=asked.timeout_s or self._timing.default_timeout_s,
-        )
-        stored = StoredLease(lease, asked.job, asked.callback, asked.version, secret_hash(secret))
-        return _Request(assignment, asked, stored, secret)
-
     async def _serve(self) -> Event | None:
         """Until the lease is over; None if it is left to the next agent."""
-        request, self._request = self._request, None
-        stored = self._stored
-        if stored is None:
-            raise ForbiddenTransition(self._state, Event.GRANTED)
-        try:
-            ending = await (self._serve_new(request) if request else self._serve_old(stored))
-        except Exception:
-            # A defect here must not end the other environments' leases. Whether this one's client
-            # runs is unknown now; that it does not is certain only at the lease's own end.
-            log.exception("%s: lease %s failed", self.id, stored.lease.id)
-            self._reason = "internal error; kept until its lease's timeout"
-            await asyncio.sleep(stored.lease.timeout_s + self._timing.terms.margin_s)
-            if request:
-                request.assignment.fail()
-            ending = Ending("internal error", touched=True)
-        finally:
-            self._held = None
-        if ending is None:
+        lease = self._leasing.lease
+        ending = await self._leasing.serve()
+        if ending is None or lease is None:
             return None
         held_s = self._loop.time() - self._since
         log.info("%s: lease %s ended after %.1f s: %s",
-                 self.id, stored.lease.id, held_s, ending.reason)  # fmt: skip
-        self._stored = None
-        after = EnvState.DIRTY if ending.touched else EnvState.READY
-        self._record(
-            self._journal.end(stored.lease.id, self.id, after, ending.reason, ending.exit_code)
-        )
-        return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
-
-    async def _serve_new(self, request: _Request) -> Ending | None:
-        stored, terms = request.stored, self._timing.terms
-        data = self._caretaker.data_file(stored.lease, request.secret, terms)
-        granting = self._journal.grant(stored)
-        if request.asked.version == 1:
-            try:
-                await granting
-            except JournalError as error:
-                self._offering.trouble = str(error)
-                request.assignment.fail()
-                return Ending(End.NOT_JOURNALLED, touched=False)
-            return await lease_v1.serve_lease(
-                request.assignment, request.asked, stored.lease, data, terms
-            )
-        self._held = self._keep(stored, Tenure.offered(terms, self._loop.time()))
-        ending = await self._unless_leaving(self._held.offer(request.assignment, data, granting))
-        if ending and ending.reason == End.NOT_JOURNALLED:
+                 self.id, lease.id, held_s, ending.reason)  # fmt: skip
+        if ending.reason == End.NOT_JOURNALLED:
             self._offering.trouble = "no lease can be journalled"
-        return ending
-
-    async def _serve_old(self, stored: StoredLease) -> Ending | None:
-        """Keep a lease of an earlier agent. A client of version 1 can't come back."""
-        lease = stored.lease
-        self._record(self._journal.note(self.id, _AGENT_RESTART, lease=lease.id))
-        tenure = Tenure.restored(self._timing.terms, self._loop.time())
-        if stored.version == 1:
-            left_s = self._time_left(lease) + self._timing.terms.margin_s
-            tenure = replace(tenure, due=self._loop.time() + left_s)
-        self._held = self._keep(stored, tenure)
-        return await self._unless_leaving(self._held.resume())
-
-    async def _unless_leaving(self, keeping: Coroutine[Any, Any, Ending]) -> Ending | None:
-        """The lease's end; None if the agent leaves before, which the lease outlives."""
-        kept = asyncio.ensure_future(keeping)
-        leaving = asyncio.ensure_future(self._admission.shutdown.leaving.wait())
-        try:
-            await asyncio.wait((kept, leaving), return_when=asyncio.FIRST_COMPLETED)
-            return kept.result() if kept.done() else None
-        finally:
-            leaving.cancel()
-            kept.cancel()
-            await asyncio.gather(kept, leaving, return_exceptions=True)
-
-    def _keep(self, stored: StoredLease, tenure: Tenure) -> HeldLease:
-        lease = stored.lease
-        left_s = self._time_left(lease) + self._timing.terms.margin_s
-        grant = Grant(lease, stored.callback, stored.secret_hash)
-        return HeldLease(grant, tenure, self._loop.time() + left_s, self._reception, self._note)
-
-    def _time_left(self, lease: Lease) -> float:
-        """Seconds until the client should have ended, by the wall clock, which may have jumped."""
-        passed_s = (datetime.now(UTC) - lease.granted).total_seconds()
-        return min(max(0.0, lease.timeout_s - passed_s), lease.timeout_s)
-
-    def _note(self, event: LeaseEvent, reason: str) -> None:
-        if stored := self._stored:
-            self._record(self._journal.note(self.id, event, lease=stored.lease.id, reason=reason))
+        after = EnvState.DIRTY if ending.touched else EnvState.READY
+        self._record(self._journal.end(lease.id, self.id, after, ending.reason, ending.exit_code))
+        return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
 
     def _record(self, writing: Coroutine[Any, Any, None]) -> None:
         """Have it journalled, in its turn: only a grant must be on disk before we go on."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hosts.journal import Journal, StoredLease
+from hosts.journal import Journal
 from hosts.journal_file import JOURNAL_NAME
+from hosts.journal_rows import StoredLease
 from schemas.status import EnvState, Lease
 
 SOON_S = 30

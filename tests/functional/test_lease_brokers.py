@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,11 @@ from tests.functional.brokers import (
     RunningBroker,
     running_broker,
 )
-from tests.functional.cable import cable_to
+from tests.functional.cable import Cable, cable_to
 from tests.functional.lease_rig import (
     HASTY,
     SLACK_S,
+    Host,
     Job,
     Stage,
     over_all_brokers,
@@ -29,6 +32,9 @@ from tests.functional.lease_rig import (
     wait_for,
     when,
 )
+
+CUT = Terms(beat_s=0.3, ttl_s=12, margin_s=2, reattach_s=4, untaken_s=2)
+"""For a connection that is cut: its client has to be dead long before its beats would say so."""
 
 
 def serve_each_once(stage: Stage, waiting: list[Job]) -> None:
@@ -152,30 +158,20 @@ def test_client_that_is_cut_off_and_finds_no_way_back_is_dead_before_its_environ
     broker: RunningBroker, tmp_path: Path
 ) -> None:
     """Both sides see the connection closed; after that, nothing answers the client."""
-    terms = Terms(beat_s=0.3, ttl_s=12, margin_s=2, reattach_s=4, untaken_s=2)
-    with staged(tmp_path, broker, terms=terms) as stage, cable_to(broker.endpoint) as cable:
-        host = stage.host()
-        job = stage.job(brokers=str(cable.endpoint))
-        job.begins()
-        stage.holds(host, job.held)
+    with leased_by_cable(broker, tmp_path) as (cable, host, job):
         cut = time.time()
         cable.swallow()
         assert job.exits() == ExitStatus.LEASE_LOST
         end = host.ended(job.lease)
         assert job.last_sign < when(end.ended)
-        assert job.last_sign < cut + terms.reattach_s
+        assert job.last_sign < cut + CUT.reattach_s
 
 
 @over_all_brokers
 def test_stopped_client_whose_connection_is_cut_is_ended_by_its_guard_in_time(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
-    terms = Terms(beat_s=0.3, ttl_s=12, margin_s=2, reattach_s=4, untaken_s=2)
-    with staged(tmp_path, broker, terms=terms) as stage, cable_to(broker.endpoint) as cable:
-        host = stage.host()
-        job = stage.job(brokers=str(cable.endpoint))
-        job.begins()
-        stage.holds(host, job.held)
+    with leased_by_cable(broker, tmp_path) as (cable, host, job):
         os.kill(job.process.pid, signal.SIGSTOP)
         cut = time.time()
         cable.cut()
@@ -183,7 +179,7 @@ def test_stopped_client_whose_connection_is_cut_is_ended_by_its_guard_in_time(
         os.kill(job.process.pid, signal.SIGCONT)
         assert job.exits() == ExitStatus.LEASE_LOST
         assert job.last_sign < when(end.ended)
-        assert job.last_sign < cut + terms.reattach_s
+        assert job.last_sign < cut + CUT.reattach_s
 
 
 @over_all_brokers
@@ -208,3 +204,14 @@ def next_of(waiting: list[Job]) -> Job:
     [holder] = served
     holder.begins()
     return holder
+
+
+@contextmanager
+def leased_by_cable(broker: RunningBroker, folder: Path) -> Iterator[tuple[Cable, Host, Job]]:
+    """A lease whose client reaches its broker by a cable, with CUT's terms."""
+    with staged(folder, broker, terms=CUT) as stage, cable_to(broker.endpoint) as cable:
+        host = stage.host()
+        job = stage.job(brokers=str(cable.endpoint))
+        job.begins()
+        stage.holds(host, job.held)
+        yield cable, host, job

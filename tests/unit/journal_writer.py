@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from hosts.journal import Journal, StoredLease
+from hosts.journal import Journal
+from hosts.journal_rows import StoredLease
 from schemas.status import EnvState, Lease
 
 

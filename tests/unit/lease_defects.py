@@ -8,7 +8,8 @@ from schemas.terms import Terms
 from testenv import state as client_side
 from testenv.state import LeaseEvent as Event
 from testenv.state import LeaseState as State
-from tests.unit.lease_rig import Client, Host
+from tests.unit.lease_host import Host
+from tests.unit.lease_rig import Client
 from tests.unit.lease_world import Connection, Lease, Leg
 
 

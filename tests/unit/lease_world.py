@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from schemas.terms import Terms
 
 if TYPE_CHECKING:
-    from tests.unit.lease_rig import Client, Command, Host
+    from tests.unit.lease_host import Host
+    from tests.unit.lease_rig import Client, Command
 
 LATENCY_S = 0.2
 RETRY_S = 0.5

@@ -12,7 +12,8 @@ import pytest
 
 from hosts.admission import Admission, Bar, Shutdown
 from hosts.control import Control
-from hosts.journal import Journal, StoredLease
+from hosts.journal import Journal
+from hosts.journal_rows import StoredLease
 from hosts.slot import Slot
 from schemas.control import MAX_ANSWER, Changes, History
 from schemas.errors import HostError

@@ -31,7 +31,8 @@ from tests.unit.lease_defects import (
     ClientWhoseGuardDoesNotWatchTheLink,
     HostThatEchoesBeforeTheAck,
 )
-from tests.unit.lease_rig import Client, Host
+from tests.unit.lease_host import Host
+from tests.unit.lease_rig import Client
 from tests.unit.lease_world import LATENCY_S, RATES, RETRY_S, TURNOVER_S, World
 
 SLOWEST = min(RATES)

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from hosts.journal import Ended
+from hosts.journal_rows import Ended
 from hosts.lease import End
 from hosts.quarantine import Rules, Tally, chance_of, failed_leases, failed_turnovers, has_failed
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hosts.health import Health
 from hosts.hooks import Hooks
-from hosts.journal import Journal, StoredLease
+from hosts.journal import Journal
+from hosts.journal_rows import StoredLease
 from hosts.quarantine import Rules
 from hosts.state import Event
 from hosts.vetting import Standards, Vetting
