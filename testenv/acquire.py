@@ -91,8 +91,6 @@ class Acquisition:
         self._on_asked = on_asked
         self._was_asked = False
         self._brokers = list(wish.brokers)
-        self._loss: ConnectionLost | None = None
-        """The last one."""
         self._clock = asyncio.get_running_loop().time
         self._reach_by: float | None = self._clock() + wish.connect_timeout_s
         """When there is no more hope to reach a broker; None while one has our request."""
@@ -114,9 +112,10 @@ class Acquisition:
             except _TryAgain as failure:
                 why = str(failure)
             except ConnectionLost as lost:
-                self._lost(lost)
                 losses = losses + 1 if self._clock() - asked < _QUICK_S else 1
-                await asyncio.sleep(_PAUSES_S[min(losses, len(_PAUSES_S)) - 1])
+                pause_s = _PAUSES_S[min(losses, len(_PAUSES_S)) - 1]
+                self._lost(lost, pause_s)
+                await asyncio.sleep(pause_s)
                 continue
             failures = failures + 1 if self._clock() - asked < _QUICK_S else 1
             if failures > len(_PAUSES_S):
@@ -132,7 +131,7 @@ class Acquisition:
                 self.job = await line.submit(wish.function, wish.request.dump(), wish.unique)
         except TimeoutError:
             line.link.abort("it did not answer in time")
-            why = f"no answer within {wish.connect_timeout_s:g} s"
+            why = "it takes connections, and no request"
             raise BrokerUnreachable([(str(line.link.endpoint), why)]) from None
         except RequestRefused as refusal:
             if refusal.code == DRAINING:
@@ -160,19 +159,14 @@ class Acquisition:
         wish = self._wish
         patience_s = RECONNECT_S if self._reach_by is None else self._reach_by - self._clock()
         async with running(self._tell_silence(patience_s)):
-            try:
-                link = await first_link(
-                    self._brokers,
-                    wish.client_id,
-                    max(0.0, patience_s),
-                    persist=True,
-                    # A lone broker is asked at once: whether it lives, its answer shows.
-                    greeted=len(wish.brokers) > 1,
-                )
-            except BrokerUnreachable as error:
-                if self._loss and patience_s < _QUICK_S:  # it says more than so short a look
-                    raise BrokerUnreachable([(self._loss.address, self._loss.why)]) from error
-                raise
+            link = await first_link(
+                self._brokers,
+                wish.client_id,
+                max(0.0, patience_s),
+                persist=True,
+                # A lone broker is asked at once: whether it lives, its answer shows.
+                greeted=len(wish.brokers) > 1,
+            )
         self.line = await self._stack.enter_async_context(
             Line(link, wish.request.callback, self._inbox)
         )
@@ -189,18 +183,18 @@ class Acquisition:
         brokers = ", ".join(map(str, self._wish.brokers))
         self._talk.say(f"no broker answers yet at {brokers}; trying for {patience_s:.0f} s")
 
-    def _lost(self, lost: ConnectionLost) -> None:
+    def _lost(self, lost: ConnectionLost, pause_s: float) -> None:
         """The broker is lost: ask another, or the same when it is back.
 
-        Raises `lost` again if the broker has refused us, BrokerUnreachable if it is time.
+        Raises `lost` again if the broker has refused us, BrokerUnreachable if time is up before a
+        pause of `pause_s` is over.
         """
         if isinstance(lost.__cause__, RequestRefused):
             raise lost
-        self._loss = lost
         if self._reach_by is None:
             self._reach_by = self._clock() + RECONNECT_S
             self._talk.say(f"{lost}; asking again")
-        elif self._clock() >= self._reach_by:
+        elif self._clock() + pause_s >= self._reach_by:
             raise BrokerUnreachable([(lost.address, lost.why)]) from lost
 
     async def _next_or_look(self, line: Line, job: SubmittedJob) -> Message:

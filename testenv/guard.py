@@ -89,8 +89,8 @@ class LastWill(NamedTuple):
     write. `function` and `words` are another way to tell it, over a new connection, where that one
     is no use; a version 1 host has none.
 
-    `when_closed`: what `Guard.until` is to be called with once that connection is closed, but for
-    its `due_s`, which counts from then; for a client that is stopped and does not see it close.
+    `when_closed`: as `Guard.until`, but counted from when that connection is closed, and besides
+    it: a client that is stopped, or busy, sees that late.
     """
 
     link: int
@@ -191,9 +191,9 @@ class Guard:
         """
         self._order("will", farewell.hex(), link=link)
 
-    def link_closed(self) -> None:
-        """The client knows that `link` is closed, or does not matter any more: `until` holds."""
-        self._order("link closed")
+    def ignore_link(self) -> None:
+        """That the will's `link` is closed, or will be, means nothing: `until` alone holds."""
+        self._order("ignore link")
 
     def until(self, due_s: float, kill_after_s: float) -> None:
         """The command has to end at `due_s`, and is killed `kill_after_s` later.

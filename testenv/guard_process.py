@@ -74,7 +74,7 @@ class GuardProcess:
         self._due_kill_at = _NEVER
         self._when_closed: tuple[float, float] | None = None
         self._cut: tuple[float, float] | None = None
-        """`_act_at` and `_due_kill_at` since the link was closed, which the client has not seen."""
+        """The same again, counted from the moment in which the link was closed."""
         self._told: set[int] = set()
         """Children that have had their SIGTERM."""
         self._workspace = ""
@@ -142,7 +142,7 @@ class GuardProcess:
     def _link_closed(self) -> None:
         """Its host may have been told so, and takes the client for dead."""
         if not self._is_link_watched:
-            return  # the client, heard in the same turn, knows
+            return  # the client, heard in the same turn, says that it means nothing
         self._unwatch_link()
         if self._when_closed:
             due_s, kill_after_s = self._when_closed
@@ -168,7 +168,7 @@ class GuardProcess:
                 self._begin_end(self._clock() + values[0])
             case "until":
                 self._act_at, self._due_kill_at = _deadlines(*values)
-            case "link closed":
+            case "ignore link":
                 self._unwatch_link()
                 self._cut = None
             case "will":

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
-from itertools import chain, cycle
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from broker.client import Outcome, ProgressKind, SubmittedJob
@@ -70,8 +70,6 @@ class Keeper:
         self._line = acquired.line
         self._leg_line: Line | None = acquired.line
         """The one whose end our host may be told of."""
-        self._closer: Endpoint | None = None
-        """The broker that has closed our connection, until it is known whether it has died."""
         self._call = acquired.call
         self._brokers = wish.brokers
         self._callback = wish.request.callback
@@ -217,13 +215,12 @@ class Keeper:
             case News.ENDED:
                 if message.line is self._leg_line:
                     self._leg_line = None  # its host has no connection there any more
-                    self._guard.link_closed()
+                    self._guard.ignore_link()
                 self._leg_lost(LeaseEvent.LEG_LOST, describe_end(message.value))
             case News.LOST if message.line is self._leg_line:
                 self._leg_line = None
-                self._guard.link_closed()
-                self._closer = message.line.link.endpoint if message.value.by_peer else None
-                self._leg_lost(LeaseEvent.CUT, str(message.value))
+                closer = message.line.link.endpoint if message.value.by_peer else None
+                self._leg_lost(LeaseEvent.CUT, str(message.value), closer)
         return None
 
     def _happened(self, event: LeaseEvent, sent: float = 0.0) -> None:
@@ -253,53 +250,45 @@ class Keeper:
 
     # The way back
 
-    def _leg_lost(self, event: LeaseEvent, why: str) -> None:
+    def _leg_lost(self, event: LeaseEvent, why: str, closer: "Endpoint | None" = None) -> None:
+        """`closer`: the broker that has closed our connection, if that is why."""
         self._happened(event)
+        if self._returning and closer:  # what was under way does not know of that
+            self._returning.cancel()
+            self._returning = None
         if self._returning is None and self._tenure.state is LeaseState.SUSPECT:
-            self._returning = asyncio.create_task(self._return(why))
+            self._returning = asyncio.create_task(self._return(why, closer))
 
-    async def _return(self, why: str) -> None:
-        """Ask for our lease at one broker after the other, until its host resumes it.
-
-        First at the one that has closed our connection: the soonest look says best why.
-        """
-        brokers = chain([self._closer] if self._closer else [], cycle(self._brokers))
-        if self._closer is None:
-            self._say_left(why)
-        while True:
-            try:
-                line = await self._reachable(brokers)
-                if self._closer:  # it lives
-                    self._closer = None
-                    self._say_left(why)
-                job = await line.submit(lease_function(self._lease.id), self._attach(), random_id())
-                await self._answered(line, job)
-            except BrokerUnreachable as error:
-                self._missed(error, why)
-            except (BrokerError, TimeoutError):
-                pass  # that broker does not bring us there: on to the next try
-            await asyncio.sleep(_RETRY_S)
-
-    def _missed(self, error: BrokerUnreachable, why: str) -> None:
-        """A broker can't be reached. The one that closed our connection, and refuses another,
-        has died and told our host nothing. One that does not answer may have.
-        """
-        closer, (address, _) = self._closer, error.attempts[0]
-        if closer is None or address != str(closer):
-            return
-        if is_refusal(error.__cause__):
-            self._closer = None
-            self._happened(LeaseEvent.SPARED)
-            self._say_left(why)
-        elif isinstance(error.__cause__, TimeoutError):
-            self._closer = None
-            self._say_left(why)
-
-    def _say_left(self, why: str) -> None:
+    async def _return(self, why: str, closer: "Endpoint | None") -> None:
+        """Ask for our lease at one broker after the other, until its host resumes it."""
+        if closer:
+            await self._look_at(closer)
         left_s = self.due - boottime()
         self._talk.say(
             f"{why}; the command runs on for {left_s:.0f} s while the environment's host is sought"
         )
+        brokers = cycle(self._brokers)
+        while True:
+            try:
+                line = await self._reachable(brokers)
+                job = await line.submit(lease_function(self._lease.id), self._attach(), random_id())
+                await self._answered(line, job)
+            except (BrokerError, TimeoutError):
+                pass  # that broker does not bring us there: on to the next try
+            await asyncio.sleep(_RETRY_S)
+
+    async def _look_at(self, closer: "Endpoint") -> None:
+        """See at once whether the broker that has closed our connection has died.
+
+        It refuses another then, and has told our host nothing. One that answers, or is silent, may
+        have; and so may one that is back later.
+        """
+        try:
+            await self._reachable(iter((closer,)))
+        except BrokerUnreachable as error:
+            if is_refusal(error.__cause__):
+                self._guard.ignore_link()
+                self._happened(LeaseEvent.SPARED)
 
     async def _answered(self, line: Line, job: SubmittedJob) -> None:
         """Wait for the job's end: no way back here. When the host resumes, this task is ended."""
@@ -341,7 +330,7 @@ class Keeper:
             return
         now = boottime()
         self._newest = resume.leg if resume else 0
-        self._call, self._leg_line, self._closer = call, line, None
+        self._call, self._leg_line = call, line
         self._heard, self._heard_at = 0, now
         self._beat = min(self._beat + 1, MAX_BEAT)
         self._sent[self._beat] = now

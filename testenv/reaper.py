@@ -75,11 +75,13 @@ def kill_children(
     counted, for want of a /proc, at least 1.
     """
     deadline = time.monotonic() + UNKILLABLE_AFTER_S
+    before: frozenset[int] | None = None
     while has_children():
         found = frozenset(children())
         left = found - spare
-        if not left and spare & found:
+        if not left and found and found == before:  # one look alone may have missed some
             return 0
+        before = found
         if time.monotonic() > deadline:
             return max(1, len(left))
         for pid in left:

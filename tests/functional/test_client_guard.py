@@ -231,20 +231,32 @@ def test_closed_connection_is_seen_for_a_client_that_is_stopped(tmp_path: Path) 
         assert bound <= boottime() - closed < bound + SLACK_S
 
 
-def test_client_that_knows_of_its_closed_connection_decides_itself(tmp_path: Path) -> None:
+def test_closed_connection_may_be_said_to_mean_nothing(tmp_path: Path) -> None:
     with client_of(OBEDIENT, tmp_path) as client:
         client.guard.until(boottime() + 60, kill_after_s=10)
         client.start()
         client.broker.close()
         time.sleep(0.1)
-        client.guard.link_closed()
+        client.guard.ignore_link()
         due = boottime() + CUT_S + 1
         client.guard.until(due, kill_after_s=10)
         assert ended_when_due(client) == 7
-        assert boottime() >= due
+        assert boottime() >= due + GUARD_LATER_S
 
 
-def test_guard_that_sees_a_close_and_hears_of_it_at_once_leaves_it_to_the_client(
+def test_client_that_sees_its_connection_closed_late_gains_no_time(tmp_path: Path) -> None:
+    with client_of(OBEDIENT, tmp_path) as client:
+        client.guard.until(boottime() + 60, kill_after_s=10)
+        client.start()
+        client.broker.close()
+        closed = boottime()
+        time.sleep(0.8)
+        client.guard.until(boottime() + 10, kill_after_s=10)
+        assert ended_when_due(client) == 7
+        assert boottime() - closed < CUT_S + GUARD_LATER_S + SLACK_S
+
+
+def test_guard_that_sees_a_close_and_hears_at_once_that_it_means_nothing_goes_by_its_client(
     tmp_path: Path,
 ) -> None:
     with client_of(OBEDIENT, tmp_path) as client:
@@ -252,7 +264,7 @@ def test_guard_that_sees_a_close_and_hears_of_it_at_once_leaves_it_to_the_client
         client.start()
         os.kill(client.guard.pid, signal.SIGSTOP)
         client.broker.close()
-        client.guard.link_closed()
+        client.guard.ignore_link()
         due = boottime() + CUT_S + 1
         client.guard.until(due, kill_after_s=10)
         os.kill(client.guard.pid, signal.SIGCONT)
@@ -262,13 +274,13 @@ def test_guard_that_sees_a_close_and_hears_of_it_at_once_leaves_it_to_the_client
 
 def test_connection_that_the_client_has_left_may_be_closed(tmp_path: Path) -> None:
     with client_of(OBEDIENT, tmp_path) as client:
-        due = boottime() + CUT_S + 1
-        client.guard.until(due, kill_after_s=10)
         client.start()
         with client.move():
             client.broker.close()
+            due = boottime() + CUT_S + 1
+            client.guard.until(due, kill_after_s=10)
             assert ended_when_due(client) == 7
-        assert boottime() >= due
+        assert boottime() >= due + GUARD_LATER_S
 
 
 def test_stop_takes_another_grace_and_a_second_one_only_hastens_it(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ job_bytes_per_subject = 16777216
 
 MEGABYTE = 1024 * 1024
 
+FLOODED_WITHIN_S = 10.0
+"""While a flood lasts. Flooders, broker and client share the processors with each other and with
+whatever else runs; without a fair turn, a client would wait until the flood ends."""
+
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[RunningBroker]:
@@ -215,7 +219,7 @@ def test_next_worker_is_woken_when_one_does_not_grab(broker: RunningBroker) -> N
 
 def test_peer_that_never_stops_grabbing_and_sleeping(broker: RunningBroker, served: Fleet) -> None:
     with busy(broker, request(Kind.GRAB_JOB) + request(Kind.PRE_SLEEP)):
-        assert served.serves() <= SERVED_WITHIN_S
+        assert served.serves() <= FLOODED_WITHIN_S
 
 
 # Slow readers
@@ -343,4 +347,4 @@ def test_clients_are_served_while_others_flood_the_broker(
     broker: RunningBroker, served: Fleet, data: bytes
 ) -> None:
     with busy(broker, data):
-        assert served.serves() <= SERVED_WITHIN_S
+        assert served.serves() <= FLOODED_WITHIN_S

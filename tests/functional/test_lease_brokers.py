@@ -183,6 +183,21 @@ def test_stopped_client_whose_connection_is_cut_is_ended_by_its_guard_in_time(
 
 
 @over_all_brokers
+def test_client_that_learns_late_of_its_cut_connection_gains_no_time(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    with leased_by_cable(broker, tmp_path) as (cable, host, job):
+        os.kill(job.process.pid, signal.SIGSTOP)
+        cut = time.time()
+        cable.swallow()
+        time.sleep(1.5)
+        os.kill(job.process.pid, signal.SIGCONT)
+        assert job.exits() == ExitStatus.LEASE_LOST
+        assert job.last_sign < cut + CUT.reattach_s
+        assert job.last_sign < when(host.ended(job.lease).ended)
+
+
+@over_all_brokers
 def test_waiting_client_whose_connection_is_cut_is_served_once(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
