@@ -15,6 +15,8 @@ class Bar(StrEnum):
     """It is due to be compared with its plan."""
     REBUILD = "rebuild"
     """An operator has it made anew."""
+    HOLD = "hold"
+    """It is to be kept for a person."""
 
 
 class Shutdown:
@@ -74,7 +76,7 @@ class Admission:
 
     async def admitted(self) -> bool:
         """Wait while it is closed, however long; False once the agent stops, or the environment
-        is to be rebuilt."""
+        is to be rebuilt, or held."""
         await self._open.wait()
         return not self._is_over
 
@@ -86,7 +88,8 @@ class Admission:
     @property
     def _is_over(self) -> bool:
         """Whether there is nothing to wait for."""
-        return self.shutdown.stopped.is_set() or Bar.REBUILD in self._bars
+        stopped = self.shutdown.stopped.is_set()
+        return stopped or Bar.REBUILD in self._bars or Bar.HOLD in self._bars
 
 
 def _set(event: asyncio.Event, on: bool) -> None:

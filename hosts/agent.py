@@ -21,6 +21,7 @@ from hosts.archive import Archive
 from hosts.caretaker import Caretaker
 from hosts.control import Control
 from hosts.health import Health
+from hosts.holds import HoldLimits, Holds
 from hosts.journal import Journal
 from hosts.rebuild import Workshop
 from hosts.reception import Reception
@@ -59,6 +60,7 @@ class Agent:
         timing: SlotTiming,
         vitals: Sequence[Vital] = (),
         standards: Standards = DEMANDS_NOTHING,
+        hold_limits: HoldLimits | None = None,
         archive: Archive | None = None,
         workshop: Workshop | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class Agent:
         self._health = Health(
             vitals, self.admissions, journal, check_interval_s=standards.check_interval_s
         )
+        self.holds = Holds(host, journal, hold_limits or HoldLimits())
         self._workshop = workshop
         self._control = Control(self, journal, archive, workshop)
         self._newcomers: asyncio.Queue[Caretaker] = asyncio.Queue()
@@ -88,6 +91,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until a signal stops it."""
+        await self.holds.remember()
         with self._signals():
             async with (
                 Links(self._endpoints, client_id=f"{self.host}/leases") as links,
@@ -149,6 +153,7 @@ class Agent:
             draining=self._shutdown.stopped.is_set(),
             ends_within_s=self._timing.terms.ttl_s + self._timing.terms.margin_s,
             environments=tuple(slot.report() for slot in self.slots),
+            autoholds=self.holds.autoholds,
         )
 
     def add(self, env: Environment) -> None:
@@ -177,7 +182,16 @@ class Agent:
     def _slot(self, caretaker: Caretaker, links: Links, reception: Reception) -> Slot:
         admission = self.admissions[caretaker.id]
         vetting = Vetting(caretaker, self._journal, self._health, self._standards)
-        return Slot(caretaker, links, reception, self._journal, admission, vetting, self._timing)
+        return Slot(
+            caretaker,
+            links,
+            reception,
+            self._journal,
+            admission,
+            vetting,
+            self.holds,
+            self._timing,
+        )
 
     async def _answer_operators(self) -> None:
         await self._all_remembered()

@@ -18,6 +18,7 @@ from hosts.archive import CONSOLES, Archive
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
 from hosts.config import load_config
+from hosts.holds import HoldLimits
 from hosts.hooks import Hooks
 from hosts.journal import Journal
 from hosts.journal_file import JOURNAL_NAME
@@ -106,6 +107,7 @@ def run(config_path: Path, drain_timeout: float) -> None:
                     timing=SlotTiming(config.lease.terms),
                     vitals=signs,
                     standards=standards,
+                    hold_limits=HoldLimits(**config.hold.model_dump()),
                     archive=Archive(state_dir / CONSOLES),
                     workshop=Workshop(partial(_planned_anew, config_path, config), caretaker),
                 )
@@ -158,8 +160,8 @@ def serve(
     """Offer one environment that exists already, described by DATAFILE (JSON).
 
     Needs neither root nor libvirt. The file is read again before every lease. Its agent is
-    called <this machine>-NUM. Of a configuration that is named with --config, [lease], [hooks] and
-    [quarantine] are used.
+    called <this machine>-NUM. Of a configuration that is named with --config, [lease], [hooks],
+    [hold] and [quarantine] are used.
 
     \b
     Example:
@@ -178,6 +180,7 @@ def serve(
         config = _named_config(ctx)
         terms = config.lease.terms if config else Terms()
         standards = _standards(config) if config else DEMANDS_NOTHING
+        hold_limits = HoldLimits(**config.hold.model_dump()) if config else None
         state_dir = served_state_dir(state_dir, name)
         with sole_agent(state_dir):
             caretaker = ReadyMade(datafile, environment_id(name, 1), number, labels)
@@ -189,6 +192,7 @@ def serve(
                 drain_timeout_s=drain_timeout,
                 timing=SlotTiming(terms, default_timeout_s=timeout),
                 standards=standards,
+                hold_limits=hold_limits,
             )
             asyncio.run(_serve_until_stopped(agent, state_dir))
 

@@ -123,6 +123,31 @@ class Builder:
                 self._consoles.keep(env, lease)
             return self._left_behind(env, bridges, pool)
 
+    def seclude(self, env: Environment) -> None:
+        """Cut `env` off from all that is not its own; its domains go on as they are.
+
+        Its nodes and its seed still reach each other over their private bridge.
+        """
+        private = {nic.port for nic in _nics(env) if nic.bridge == env.bridge}
+        public = {nic.port for nic in _nics(env)} - private
+        switch = self._drivers.switch
+        with self._alone(env):
+            bridges = switch.bridges()
+            strays = [port for bridge, port in stray_ports(self._plan, env, bridges)
+                      if bridge == env.bridge]  # fmt: skip
+            for bridge in bridges:
+                own = bridge.name == env.bridge
+                foreign = {*public, *strays} if own else public | private
+                if there := foreign & bridge.ports.keys():
+                    switch.remove_ports(bridge.name, there)
+
+    def connect(self, env: Environment) -> None:
+        """Plug in the seed's public NIC again, after `seclude`."""
+        with self._alone(env):
+            for nic in _nics(env):
+                if nic.bridge != env.bridge:
+                    self._plug_in(nic)
+
     def turn_over(self, env: Environment) -> None:
         """Make `env`, which is fenced, as new: plugged in again, and its seed powered on.
 
@@ -222,7 +247,7 @@ class Builder:
 
         Returns the bridges as they were before.
         """
-        ports = {nic.port for domain in env.domains for nic in domain.nics}
+        ports = {nic.port for nic in _nics(env)}
         switch = self._drivers.switch
         bridges = switch.bridges()
         for bridge in bridges:
@@ -342,6 +367,10 @@ def _held(lock: threading.Lock, timeout_s: float, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _nics(env: Environment) -> Iterator[Nic]:
+    return chain.from_iterable(domain.nics for domain in env.domains)
 
 
 def _threads(env: Environment) -> ThreadPoolExecutor:

@@ -30,8 +30,8 @@ STEP_TIMEOUT_S = 120.0
 
 
 class Caretaker(Protocol):
-    """Raises TestenvError from `build`, `rebuild`, `fence`, `turn_over`: the environment cannot be
-    offered.
+    """Raises TestenvError from `build`, `rebuild`, `fence`, `seclude`, `connect`, `turn_over`: the
+    environment cannot be offered, or held.
 
     Each of them may be run again, also after it failed or was cut short, by anyone's death.
     """
@@ -59,14 +59,21 @@ class Caretaker(Protocol):
         """Take it from the holder of `lease`, which has ended: nothing of it runs or can be
         reached. Returns what was found changed; `lease` is "" where nobody knows it any more."""
 
+    async def seclude(self) -> None:
+        """Nothing of it can be reached from outside, and it goes on as it is."""
+
+    async def connect(self) -> None:
+        """Its seed can be reached again, after `seclude`."""
+
     async def turn_over(self) -> None:
         """Make it as new, once it is fenced."""
 
     async def differences(self) -> Differences:
         """In what it is not as it is to be offered. Only while it is READY."""
 
-    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
-        """The JSON text that the holder of `lease` gets; `secret` proves that it is that."""
+    def data_file(self, lease: Lease, secret: str, terms: Terms | None) -> bytes:
+        """The JSON text that the holder of `lease` gets; `secret` proves that it is that.
+        `terms`: None for a person, who does not beat."""
 
     def describe(self) -> bytes:
         """The same without any lease, for the host's own hooks."""
@@ -101,6 +108,12 @@ class BuiltEnvironment:
     async def fence(self, lease: str) -> Differences:
         return await self._step("fencing", partial(self._builder.fence, self._env, lease))
 
+    async def seclude(self) -> None:
+        await self._step("secluding", partial(self._builder.seclude, self._env))
+
+    async def connect(self) -> None:
+        await self._step("connecting", partial(self._builder.connect, self._env))
+
     async def turn_over(self) -> None:
         await self._step("turnover", partial(self._builder.turn_over, self._env))
         self._sweep()
@@ -110,7 +123,7 @@ class BuiltEnvironment:
         self._sweep()
         return found
 
-    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
+    def data_file(self, lease: Lease, secret: str, terms: Terms | None) -> bytes:
         document = data_file(self._plan, self._env, lease_data(lease, secret, terms))
         return document.model_dump_json(by_alias=True, indent=2).encode()
 
@@ -157,6 +170,12 @@ class ReadyMade:
         """Nothing: its machines are somebody else's."""
         return ()
 
+    async def seclude(self) -> None:
+        """Nothing, as with `fence`."""
+
+    async def connect(self) -> None:
+        """Nothing, as with `fence`."""
+
     async def turn_over(self) -> None:
         self._document = read_data_file(self._path)
 
@@ -164,7 +183,7 @@ class ReadyMade:
         """None that we could know of."""
         return ()
 
-    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
+    def data_file(self, lease: Lease, secret: str, terms: Terms | None) -> bytes:
         try:
             self._document = read_data_file(self._path)
         except ConfigError as error:

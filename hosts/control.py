@@ -9,19 +9,23 @@ from pydantic import ValidationError
 from hosts.admission import Admission, Bar
 from hosts.archive import Archive, Shelf
 from hosts.chronicle import read_leases
+from hosts.holds import Holds
 from hosts.journal import Journal
 from hosts.rebuild import Workshop
 from hosts.slot import Slot
 from schemas.control import (
     MAX_ANSWER,
     REQUESTS,
+    AutoholdRequest,
     Changes,
     ClearRequest,
     ConsoleRequest,
     ConsolesRequest,
     CordonRequest,
+    Held,
     History,
     HistoryRequest,
+    HoldRequest,
     OperatorRequest,
     PastLease,
     RebuildRequest,
@@ -29,6 +33,7 @@ from schemas.control import (
     RevokeRequest,
     StatusRequest,
     UncordonRequest,
+    UnholdRequest,
 )
 from schemas.errors import HostError
 from schemas.plan import Environment
@@ -47,6 +52,9 @@ class Operated(Protocol):
     @property
     def admissions(self) -> Mapping[str, Admission]:
         """By environment."""
+
+    @property
+    def holds(self) -> Holds: ...
 
     def add(self, env: Environment) -> None:
         """Make and offer one more, which nobody knew of."""
@@ -91,6 +99,12 @@ class Control:
                 return self._clear(request.environments)
             case RebuildRequest():
                 return await self._rebuild(request)
+            case HoldRequest():
+                return await self._hold(request)
+            case UnholdRequest():
+                return self._unhold(request.environments)
+            case AutoholdRequest():
+                return await self._autohold(request)
             case HistoryRequest():
                 return await self._history(request)
             case ConsolesRequest():
@@ -136,6 +150,23 @@ class Control:
         chosen = self._chosen(environments)
         changed = [slot.id for slot in self._agent.slots if slot.id in chosen and slot.clear()]
         return self._changes(chosen, changed)
+
+    async def _hold(self, request: HoldRequest) -> Held:
+        self._chosen([request.environment])
+        slots = [slot for slot in self._agent.slots if slot.id == request.environment]
+        if not slots:
+            raise HostError(f"{request.environment} is being removed, or only just added")
+        return await slots[0].hold(request)
+
+    def _unhold(self, environments: Iterable[str]) -> Changes:
+        chosen = self._chosen(environments)
+        changed = [slot.id for slot in self._agent.slots if slot.id in chosen and slot.unhold()]
+        return self._changes(chosen, changed)
+
+    async def _autohold(self, request: AutoholdRequest) -> Changes:
+        host = self._agent.host
+        is_new = await self._agent.holds.autohold(request.rule)
+        return self._changes([host], [host] if is_new else [])
 
     async def _rebuild(self, request: RebuildRequest) -> Changes:
         """Whole hosts get what is new in the plan, too."""

@@ -55,8 +55,8 @@ def description(plan: HostPlan, env: Environment) -> str:
     return document.model_dump_json(by_alias=True, indent=2, exclude={"testenv": {"lease"}})
 
 
-def lease_data(lease: Lease, secret: str, terms: Terms) -> LeaseData:
-    """The part of a lease that its holder is told."""
+def lease_data(lease: Lease, secret: str, terms: Terms | None) -> LeaseData:
+    """What the holder of `lease` is told of it. `terms`: None for a person, who sends no beats."""
     return LeaseData(
         id=lease.id,
         environment=lease.environment,
@@ -64,7 +64,7 @@ def lease_data(lease: Lease, secret: str, terms: Terms) -> LeaseData:
         granted=lease.granted,
         timeout_s=lease.timeout_s,
         secret=secret,
-        terms=LeaseTerms(**terms._asdict()),
+        terms=LeaseTerms(**terms._asdict()) if terms else None,
     )
 
 

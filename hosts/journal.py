@@ -27,6 +27,16 @@ from hosts.journal_file import (
     transaction,
     upgrade,
 )
+from hosts.journal_holds import (
+    Statement,
+    StoredHold,
+    StoredHolds,
+    drop_hold,
+    put_autohold,
+    put_generation,
+    put_hold,
+    stored_holds,
+)
 from hosts.journal_rows import (
     RECENTLY_ENDED,
     Ended,
@@ -40,7 +50,7 @@ from hosts.journal_rows import (
 )
 from hosts.state import Event
 from schemas.errors import JournalError
-from schemas.status import EnvState
+from schemas.status import Autohold, EnvState
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +144,11 @@ class Journal:
         state: EnvState,
         reason: str,
         exit_code: int | None = None,
+        also: tuple[Statement, ...] = (),
     ) -> None:
         """The lease has ended, and with it the environment is in `state`: DIRTY, or READY if
-        nobody has touched it. `exit_code`: its command's, where that is known."""
+        nobody has touched it. `exit_code`: its command's, where that is known. `also`: what holds
+        the environment from now on."""
         await self._record(
             Entry(
                 self._time(),
@@ -147,6 +159,7 @@ class Journal:
                 ends_lease=True,
                 reason=text(reason),
                 exit_code=exit_code,
+                also=also,
             )
         )
 
@@ -166,6 +179,46 @@ class Journal:
     async def uncordon(self, env_id: str) -> None:
         """It may be offered again."""
         await self._record(Entry(self._time(), env_id, "uncordoned", is_cordon=True))
+
+    async def holds(self) -> StoredHolds:
+        """All that is on the disk. Raises JournalError."""
+        return await self._call(lambda: stored_holds(self._connection))
+
+    async def hold(self, env_id: str, stored: StoredHold, event: str) -> None:
+        """The environment is held, or is to be; `event`: in words."""
+        reason = text(stored.hold.reason)
+        also = (put_hold(env_id, stored),)
+        await self._record(Entry(self._time(), env_id, event, reason=reason, also=also))
+
+    async def unhold(self, env_id: str, reason: str) -> None:
+        """It is not held any more, nor to be."""
+        also = (drop_hold(env_id),)
+        await self._record(Entry(self._time(), env_id, Event.UNHELD, reason=reason, also=also))
+
+    async def take_hold(self, env_id: str, stored: StoredHold) -> None:
+        """The holder of `stored` gets credentials, which are the environment's newest.
+
+        Raises JournalError, and then nobody may get them.
+        """
+        hold, key = stored.hold, stored.key
+        assert key, "there are no credentials"  # noqa: S101 - a defect of the slot
+        entry = Entry(
+            self._time(),
+            env_id,
+            "hold taken",
+            lease=key.id,
+            reason=text(hold.holder),
+            also=(put_hold(env_id, stored), put_generation(env_id, key.generation)),
+        )
+        gathered = self._take_gathered()
+        await self._call(lambda: self._write_with(gathered, entry.write))
+
+    async def autohold(self, host: str, rule: Autohold) -> None:
+        """The rule holds on this host; not any more if none are left."""
+        event = "autohold" if rule.left else "no autohold"
+        said = text(f"{rule.job} ({rule.id}): {rule.reason}")
+        also = (put_autohold(rule),)
+        await self._record(Entry(self._time(), host, event, reason=said, also=also))
 
     async def recently_ended(self, env_id: str, leases: int) -> tuple[Ended, ...]:
         """The last `leases` of the environment that have ended, but none of before it was cleared
@@ -337,6 +390,7 @@ class Journal:
         last_state = {one.environment: one for one in self._pending if one.state is not None}
         for entry in self._pending:
             superseded = entry.state is None or last_state[entry.environment] is not entry
-            if superseded and not entry.ends_lease:
+            lasts = entry.ends_lease or entry.is_cordon or entry.also
+            if superseded and not lasts:
                 self._pending.remove(entry)
                 return

@@ -11,7 +11,20 @@ JOURNAL_NAME = "journal.db"
 """The file's name in an agent's state directory."""
 KEEP_EVENTS = 100_000
 """Older events are dropped: about 20 MB."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+HOLDS = (
+    """CREATE TABLE holds (
+        environment TEXT NOT NULL PRIMARY KEY,
+        hold TEXT NOT NULL,
+        key TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        secret_hash TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE autoholds (
+        id TEXT NOT NULL PRIMARY KEY,
+        autohold TEXT NOT NULL
+    ) STRICT""",
+)
 SCHEMA = (
     """CREATE TABLE environments (
         id TEXT NOT NULL PRIMARY KEY,
@@ -48,12 +61,14 @@ SCHEMA = (
         state TEXT,
         reason TEXT NOT NULL
     ) STRICT""",
+    *HOLDS,
 )
 MIGRATIONS = {
     1: (
         "ALTER TABLE environments ADD COLUMN cordoned TEXT",
         "ALTER TABLE leases ADD COLUMN exit_code INTEGER",
     ),
+    2: HOLDS,
 }
 """What leads from each older version to the next."""
 

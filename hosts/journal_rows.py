@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hosts.journal_file import KEEP_EVENTS
+from hosts.journal_holds import Statement
 from schemas.status import EnvState, Lease
 
 KEEP_LEASES = 1000
@@ -52,8 +53,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Entry:
-    """One event, with what it changes: `state` of the environment, or its cordon, and the end of
-    `lease`."""
+    """One event, with what it changes: `state` of the environment, or its cordon, the end of
+    `lease`, and what `also` says."""
 
     at: str
     environment: str
@@ -66,6 +67,7 @@ class Entry:
     is_cordon: bool = False
     """It sets or, without `cordon`, lifts the environment's."""
     cordon: str | None = None
+    also: tuple[Statement, ...] = ()
 
     def write(self, db: sqlite3.Connection) -> None:
         """Raises sqlite3.Error, OverflowError."""
@@ -87,6 +89,8 @@ class Entry:
                 " SET cordoned = excluded.cordoned",
                 (self.environment, EnvState.BUILDING, self.at, self.cordon),
             )
+        for statement in self.also:
+            db.execute(*statement)
         added = db.execute(
             "INSERT INTO events (at, environment, lease, event, state, reason)"
             " VALUES (?, ?, ?, ?, ?, ?)",

@@ -54,11 +54,12 @@ class End(StrEnum):
 @dataclass(frozen=True)
 class Ending:
     """`reason` is for people; `touched`: whether a command may have run; `exit_code`: its, if the
-    client has told it."""
+    client has told it; `hold_s`: how long the client wishes its leavings kept, if it does."""
 
     reason: str
     touched: bool
     exit_code: int | None = None
+    hold_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class HeldLease:
         self._next_beat = float("inf")
         self._told = ""
         self._why = ""
-        self._exit_code: int | None = None
+        self._result: Result | None = None
         self._granting: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: list[_Leg] = []
@@ -169,7 +170,8 @@ class HeldLease:
                 # gearmand gives us the request of an agent that it has lost: its client may have a
                 # lease on it, of which we can't say that it is over.
                 self._leg.up.fail()
-        return Ending(self._why, self._tenure.touched, self._exit_code)
+        told = self._result or Result(self._why)
+        return Ending(self._why, self._tenure.touched, told.exit_code, told.hold_s)
 
     def _open_desk(self) -> None:
         self._desk.enter_context(self._reception.open_for(self._lease.id, self._called))
@@ -251,7 +253,7 @@ class HeldLease:
             case LeaseState.ENDED:
                 self._why = self._ending(event, value)
                 if event is LeaseEvent.COMPLETED and isinstance(value, Result):
-                    self._exit_code = value.exit_code
+                    self._result = value
 
     def _ending(self, event: LeaseEvent, value: Any) -> str:
         if self._told:
@@ -358,9 +360,9 @@ class HeldLease:
             call.exception(b"refused")
         elif len(self._attempts) >= _ATTEMPTS:
             call.exception(b"too many at a time")
-        elif attach.result:
+        elif told := attach.told:
             call.complete()
-            self._events.put_nowait((None, LeaseEvent.COMPLETED, Result(attach.result)))
+            self._events.put_nowait((None, LeaseEvent.COMPLETED, told))
         elif self._told:
             call.exception(self._told.encode())
         elif attach.callback == self._grant.callback:

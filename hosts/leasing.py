@@ -93,14 +93,23 @@ class Leasing:
         self.last = remembered.last_lease
         self._stored = remembered.live
 
+    def next_generation(self) -> int:
+        """For new credentials: it has never been given before."""
+        self._generation += 1
+        return self._generation
+
+    @property
+    def job(self) -> str:
+        """The one of the lease that runs now, as its client names it; "" if there is none."""
+        return self._stored.job if self._stored else ""
+
     def grant(self, assignment: Assignment, asked: LockRequest) -> None:
         """Give the environment to who has asked; `serve` offers it to them."""
-        self._generation += 1
         secret = random_id()
         lease = Lease(
             id=random_id(),
             environment=self._caretaker.id,
-            generation=self._generation,
+            generation=self.next_generation(),
             holder=asked.holder,
             submitter=assignment.submitter,
             granted=datetime.now(UTC),

@@ -66,7 +66,7 @@ class Offering:
 
     async def wait(self) -> Taken | Differs | None:
         """Offer the environment, which is READY, until one of these happens; None when the agent
-        stops, or the environment is to be rebuilt.
+        stops, or the environment is to be rebuilt, or held.
 
         Now and then it is compared with its plan, while it is not registered and so stays ours.
         """

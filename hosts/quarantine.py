@@ -13,6 +13,7 @@ from math import comb
 
 from hosts.journal_rows import Ended
 from hosts.lease import End
+from schemas.legs import INTERRUPTED
 
 _UNUSED = frozenset({End.DECLINED, End.UNTAKEN, End.NOT_JOURNALLED})
 """Nobody's command ran: such a lease says nothing of its environment."""
@@ -45,7 +46,12 @@ class Tally:
 
 
 def has_failed(lease: Ended) -> bool:
-    """Whether its command is known to have failed, or was lost; a version 1 client never tells."""
+    """Whether its command is known to have failed, or was lost; a version 1 client never tells.
+
+    One that somebody has cancelled has not failed.
+    """
+    if lease.reason == INTERRUPTED:
+        return False
     return lease.exit_code not in (None, 0) or lease.reason in _LOST
 
 

@@ -12,8 +12,12 @@ from typing import Any
 from broker.links import LinkSource
 from hosts.admission import Admission, Bar
 from hosts.caretaker import Caretaker
+from hosts.holding import Holding
+from hosts.holds import Holds, Leavings
 from hosts.journal import Journal
-from hosts.lease import End
+from hosts.journal_holds import Statement
+from hosts.journal_rows import Ended
+from hosts.lease import End, Ending
 from hosts.leasing import Leasing
 from hosts.offering import Differs, Offering, Taken
 from hosts.rebuild import Remaking
@@ -25,7 +29,9 @@ from hosts.state import (
     step,
 )
 from hosts.vetting import Vetting
-from schemas.errors import TestenvError
+from hosts.waiting import any_set
+from schemas.control import Held, HoldRequest
+from schemas.errors import HostError, TestenvError
 from schemas.lock import DEFAULT_TIMEOUT_S
 from schemas.plan import Environment
 from schemas.status import EnvironmentReport, EnvState, Lease
@@ -68,6 +74,7 @@ class Slot:
         journal: Journal,
         admission: Admission,
         vetting: Vetting,
+        holds: Holds,
         timing: SlotTiming,
     ) -> None:
         self._caretaker = caretaker
@@ -86,6 +93,9 @@ class Slot:
             admission.shutdown.leaving,
             timing.terms,
             timing.default_timeout_s,
+        )
+        self._holding = Holding(
+            caretaker, holds, journal, self._record, admission, self._leasing.next_generation
         )
         self._reason = ""
         self._state = EnvState.BUILDING
@@ -118,7 +128,7 @@ class Slot:
         return EnvironmentReport(
             id=self.id,
             state=self._state,
-            reason=self._reason or self._leasing.trouble or self._offering.trouble,
+            reason=self._trouble,
             since_s=round(self._loop.time() - self._since, 1),
             cordoned=self._admission.reason(Bar.CORDON) is not None,
             cordon_reason=self._admission.reason(Bar.CORDON) or "",
@@ -129,7 +139,13 @@ class Slot:
             labels=self._caretaker.labels,
             lease=self.lease,
             lease_state=self._leasing.state,
+            hold=self._holding.hold,
         )
+
+    @property
+    def _trouble(self) -> str:
+        parts = (self._leasing, self._offering, self._holding)
+        return self._reason or next((part.trouble for part in parts if part.trouble), "")
 
     def revoke(self, reason: str) -> bool:
         """Have the running lease's client end its command; False if there is none to be told."""
@@ -141,6 +157,22 @@ class Slot:
             return False
         self._cleared.set()
         return True
+
+    async def hold(self, request: HoldRequest) -> Held:
+        """Keep it for a person, once no lease runs in it.
+
+        Raises HostError for what is quarantined, and as Holding.ask does.
+        """
+        if self._state is EnvState.QUARANTINED and not self._holding.hold:
+            raise HostError(
+                f"{self.id} is quarantined: it is kept as it is until somebody clears it",
+                remedy="testenv clear, once you have seen enough",
+            )
+        return await self._holding.ask(request)
+
+    def unhold(self) -> bool:
+        """Turn it over, and offer it again; False if it is not held, nor to be."""
+        return self._holding.release("an operator has ended it")
 
     def rebuild(self, plan: Environment | None, reason: str) -> bool:
         """Have it made anew as `plan`, or removed if that is None, once no lease runs in it.
@@ -164,6 +196,7 @@ class Slot:
             Effect.TURN_OVER: self._turn_over,
             Effect.WAIT: self._wait_for_retry,
             Effect.REST: self._rest,
+            Effect.KEEP: self._keep,
         }
         await self._remember()
         self.remembered.set()
@@ -192,6 +225,7 @@ class Slot:
         """Go on where the last agent has ended."""
         remembered = await self._journal.remembered(self.id)
         self._leasing.remember(remembered)
+        self._holding.remember()
         if remembered.cordoned is not None:
             self._admission.close(Bar.CORDON, remembered.cordoned)
         if remembered.live:
@@ -201,6 +235,8 @@ class Slot:
             log.info("%s: lease %s goes on", self.id, remembered.live.lease.id)
         elif remembered.state is EnvState.DIRTY:
             self._state = EnvState.DIRTY
+        elif remembered.state is EnvState.HELD:
+            self._state = EnvState.HELD
         elif remembered.state is EnvState.QUARANTINED:
             self._state, self._reason = EnvState.QUARANTINED, remembered.reason
 
@@ -240,6 +276,8 @@ class Slot:
             self._remaking.end()
 
     async def _turn_over(self) -> Event:
+        if self._holding.asked.is_set():
+            return Event.KEPT
         if due := self._rebuild_if_due():
             return await self._attempt(due, self._fence, self._after_lease)
         return await self._attempt(
@@ -287,18 +325,19 @@ class Slot:
                 return Event.RETRY
 
     async def _rest(self) -> Event | None:
-        """Until an operator clears or rebuilds it; None when the agent stops."""
+        """Until an operator clears, holds or rebuilds it; None when the agent stops."""
+        # What is quarantined is kept as it is already, and not to be offered after a hold.
+        may_be_held = self._state is EnvState.BROKEN
         events = (self._admission.shutdown.stopped, self._cleared, self._remaking.asked)
-        waits = [asyncio.ensure_future(event.wait()) for event in events]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waits:
-                each.cancel()
+        await any_set((*events, self._holding.asked) if may_be_held else events)
         if not self._cleared.is_set():
-            return self._rebuild_if_due()
+            return self._next_if_due() if may_be_held else self._rebuild_if_due()
         self._clear()
         return Event.CLEARED
+
+    async def _keep(self) -> Event | None:
+        """Until its hold ends; None when the agent stops."""
+        return Event.UNHELD if await self._holding.keep() else None
 
     def _clear(self) -> None:
         self._cleared.clear()
@@ -306,13 +345,19 @@ class Slot:
         self._vetting.clear()
         self._record(self._journal.note(self.id, Event.CLEARED))
 
+    def _next_if_due(self) -> Event | None:
+        """KEPT or REBUILD if that is asked for, and the agent does not stop."""
+        if self._holding.asked.is_set() and not self._admission.shutdown.stopped.is_set():
+            return Event.KEPT
+        return self._rebuild_if_due()
+
     def _rebuild_if_due(self) -> Event | None:
         """REBUILD if that is asked for, and the agent does not stop."""
         stopped = self._admission.shutdown.stopped.is_set()
         return Event.REBUILD if self._remaking.asked.is_set() and not stopped else None
 
     async def _offer(self) -> Event | None:
-        """Until it is leased, to be turned over or rebuilt; None when the agent stops."""
+        """Until it is leased, to be turned over, held or rebuilt; None when the agent stops."""
         match await self._offering.wait():
             case Taken(assignment, asked):
                 self._leasing.grant(assignment, asked)
@@ -320,11 +365,11 @@ class Slot:
             case Differs(how):
                 self._reason, self._leasing.last = how, ""
                 return Event.DIFFERS
-        return self._rebuild_if_due()
+        return self._next_if_due()
 
     async def _serve(self) -> Event | None:
         """Until the lease is over; None if it is left to the next agent."""
-        lease = self._leasing.lease
+        lease, job = self._leasing.lease, self._leasing.job
         ending = await self._leasing.serve()
         if ending is None or lease is None:
             return None
@@ -334,8 +379,15 @@ class Slot:
         if ending.reason == End.NOT_JOURNALLED:
             self._offering.trouble = "no lease can be journalled"
         after = EnvState.DIRTY if ending.touched else EnvState.READY
-        self._record(self._journal.end(lease.id, self.id, after, ending.reason, ending.exit_code))
+        hold = self._hold_after(lease, job, ending) if ending.touched else ()
+        self._record(
+            self._journal.end(lease.id, self.id, after, ending.reason, ending.exit_code, hold)
+        )
         return Event.LEASE_ENDED if ending.touched else Event.UNTOUCHED
+
+    def _hold_after(self, lease: Lease, job: str, ending: Ending) -> tuple[Statement, ...]:
+        ended = Ended(self.id, ending.reason, ending.exit_code)
+        return self._holding.after_lease(Leavings(lease, job, ended, ending.hold_s))
 
     def _record(self, writing: Coroutine[Any, Any, None]) -> None:
         """Have it journalled, in its turn: only a grant must be on disk before we go on."""

@@ -34,6 +34,9 @@ class Event(StrEnum):
     """An operator trusts it again."""
     DIFFERS = "differs from its plan"
     """Somebody has changed it while it waited for a lease."""
+    KEPT = "held"
+    """It is to be held, for a person, and no lease runs in it (any more)."""
+    UNHELD = "not held any more"
     REBUILD = "rebuild"
     """An operator has it made anew, and no lease runs in it (any more)."""
 
@@ -50,6 +53,8 @@ class Effect(StrEnum):
     """Run the lease to its end."""
     REST = "rest"
     """Wait for an operator."""
+    KEEP = "keep"
+    """Keep it as it is, until its hold ends."""
 
 
 class ForbiddenTransition(Exception):
@@ -76,6 +81,10 @@ TRANSITIONS: Mapping[tuple[EnvState, Event], EnvState] = MappingProxyType(
         (EnvState.BUILDING, Event.DISTRUSTED): EnvState.QUARANTINED,
         (EnvState.DIRTY, Event.DISTRUSTED): EnvState.QUARANTINED,
         (EnvState.QUARANTINED, Event.CLEARED): EnvState.BUILDING,
+        (EnvState.READY, Event.KEPT): EnvState.HELD,
+        (EnvState.DIRTY, Event.KEPT): EnvState.HELD,
+        (EnvState.BROKEN, Event.KEPT): EnvState.HELD,
+        (EnvState.HELD, Event.UNHELD): EnvState.DIRTY,
         (EnvState.READY, Event.REBUILD): EnvState.BUILDING,
         (EnvState.DIRTY, Event.REBUILD): EnvState.BUILDING,
         (EnvState.BROKEN, Event.REBUILD): EnvState.BUILDING,
@@ -91,7 +100,7 @@ EFFECTS: Mapping[EnvState, Effect] = MappingProxyType(
         EnvState.LEASED: Effect.SERVE,
         EnvState.DIRTY: Effect.TURN_OVER,
         EnvState.BROKEN: Effect.WAIT,
-        EnvState.HELD: Effect.REST,
+        EnvState.HELD: Effect.KEEP,
         EnvState.QUARANTINED: Effect.REST,
     }
 )

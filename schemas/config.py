@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.legs import MAX_HOLD_S
 from schemas.names import HOST_PATTERN, IMAGE_PATTERN, LABEL_PATTERN, MAX_LABELS
 from schemas.terms import Terms
 
@@ -261,6 +262,15 @@ class ConsoleSection(_Section):
     """Of how many leases of each environment, besides the running one."""
 
 
+class HoldSection(_Section):
+    """How many environments may be kept for people, and how long."""
+
+    max_held: int = Field(default=1, ge=0, le=999)
+    """At a time, of this host."""
+    max_s: float = Field(default=24 * 3600, gt=0, le=MAX_HOLD_S)
+    """From when one is held. Who wishes for more gets this."""
+
+
 class HostConfig(_Section):
     """Everything that an admin says about one test-environment host."""
 
@@ -276,3 +286,4 @@ class HostConfig(_Section):
     health: HealthSection = HealthSection()
     hooks: HooksSection = HooksSection()
     quarantine: QuarantineSection = QuarantineSection()
+    hold: HoldSection = HoldSection()

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Base64Bytes, Field, StringConstraints, TypeAdapter
+from pydantic import Base64Bytes, Field, StringConstraints, TypeAdapter
 
-from schemas.lock import for_people
-from schemas.status import Lease, Wire
+from schemas.legs import MAX_HOLD_S
+from schemas.status import Autohold, Hold, Lease, Reason, Wire
 
 MAX_ANSWER = 512 * 1024
 """Bytes; brokers take packets of at most 1 MiB."""
@@ -17,9 +17,10 @@ MAX_PIECE = 256 * 1024
 MAX_HISTORY = 1000
 """Leases in one answer."""
 
-Reason = Annotated[str, AfterValidator(for_people)]
-"""For jobs, people and the journal."""
+DEFAULT_HOLD_S = 2 * 3600
 
+MAX_AUTOHOLDS = 100
+"""Of one host."""
 
 DomainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Fit for a file's name: no host makes its operator write anywhere else."""
@@ -83,6 +84,41 @@ class RebuildRequest(Wire):
     reason: Reason = ""
 
 
+class HoldRequest(Wire):
+    """Keep an environment as it is, once no lease runs in it. Answered with a Held.
+
+    `for_s`: from when it is held; None for what it is already, or DEFAULT_HOLD_S. `connect`:
+    whether its seed can be reached from outside; None for what is already so. `take`: whether
+    `holder` wants its credentials, which ends those that were given before.
+    """
+
+    op: Literal["hold"] = "hold"
+    environment: str
+    holder: Reason
+    for_s: float | None = Field(default=None, gt=0, le=MAX_HOLD_S)
+    reason: Reason = ""
+    connect: bool | None = None
+    take: bool = False
+
+
+class UnholdRequest(Wire):
+    """Turn over, and offer again, what is held, or do not hold it. Answered with Changes.
+
+    `environments`: as CordonRequest has them.
+    """
+
+    op: Literal["unhold"] = "unhold"
+    environments: tuple[str, ...] = ()
+
+
+class AutoholdRequest(Wire):
+    """Hold what failing jobs leave, or, where `rule.left` is 0, do not any more. Answered with
+    Changes, of the host. A rule of the same id is replaced."""
+
+    op: Literal["autohold"] = "autohold"
+    rule: Autohold
+
+
 class HistoryRequest(Wire):
     """At most `limit` leases: those that run, then the newest. Answered with a History.
 
@@ -123,6 +159,9 @@ OperatorRequest = Annotated[
     | UncordonRequest
     | ClearRequest
     | RebuildRequest
+    | HoldRequest
+    | UnholdRequest
+    | AutoholdRequest
     | HistoryRequest
     | ConsolesRequest
     | ConsoleRequest,
@@ -147,6 +186,14 @@ class Changes(Wire):
     """They were already as was asked for."""
     written: bool = True
     """False if it is in force, but not on the host's disk, and lost with the agent."""
+
+
+class Held(Wire):
+    """What has become of a HoldRequest. `data_file`: its JSON text, if that was asked for and the
+    environment is held by now."""
+
+    hold: Hold
+    data_file: str | None = None
 
 
 class PastLease(Lease):

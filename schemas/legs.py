@@ -19,6 +19,13 @@ MAX_BEAT = 999_999_999
 """gearmand 1.1.20 relays numbers of at most nine digits; at a beat a second, thirty years."""
 
 
+MAX_HOLD_S = 31 * 24 * 3600
+"""No hold is longer, whatever its host would allow: every hold ends."""
+
+INTERRUPTED = "interrupted"
+"""A Result's reason: somebody has cancelled the job, which says nothing of its environment."""
+
+
 class BadMessage(ValueError):
     """A document that says nothing we understand; nothing is done for it."""
 
@@ -85,8 +92,8 @@ class Resume(NamedTuple):
 class Attach(NamedTuple):
     """The argument of a `lease_<id>` job.
 
-    `callback`: where the agent resumes; empty for the guard of a killed client, which reports
-    with `result` that nothing of the command is left.
+    `callback`: where the agent resumes; empty for a client whose legs are lost, and the guard of a
+    killed one. They report with `result`, a Result's reason, that nothing of the command is left.
     """
 
     lease: str
@@ -94,6 +101,13 @@ class Attach(NamedTuple):
     secret: str
     callback: str = ""
     result: str = ""
+    exit_code: int | None = None
+    hold_s: float | None = None
+
+    @property
+    def told(self) -> "Result | None":
+        """How the command has ended, if that is what is said."""
+        return Result(self.result, self.exit_code, self.hold_s) if self.result else None
 
     def dump(self) -> bytes:
         """For the wire."""
@@ -108,14 +122,20 @@ class Attach(NamedTuple):
             raise BadMessage("no generation")
         callback, result = (_text(ours, key, empty=True) for key in ("callback", "result"))
         lease, secret = _text(ours, "lease"), _text(ours, "secret")
-        return cls(lease, generation, secret, callback, for_people(result))
+        code, hold_s = _exit_code(ours), _hold_s(ours)
+        return cls(lease, generation, secret, callback, for_people(result), code, hold_s)
 
 
 class Result(NamedTuple):
-    """What a client completes its callback with: why its command ended, and how."""
+    """What a client completes its callback with: why its command ended, and how.
+
+    A command that outlived its time has the client's own exit status, 124. `hold_s`: for how long
+    it wishes its environment kept as it is; None if it does not.
+    """
 
     reason: str
     exit_code: int | None = None
+    hold_s: float | None = None
 
     def dump(self) -> bytes:
         """For the wire."""
@@ -125,11 +145,10 @@ class Result(NamedTuple):
     def parse(cls, data: bytes) -> "Result | None":
         """None if a version 1 client has completed it."""
         ours = _parsed(data)
-        reason, code = ours.get("reason"), ours.get("exit_code")
+        reason = ours.get("reason")
         if not isinstance(reason, str):
             return None
-        known = isinstance(code, int) and abs(code) <= MAX_EXIT_CODE
-        return cls(for_people(reason), code if known else None)
+        return cls(for_people(reason), _exit_code(ours), _hold_s(ours))
 
 
 def confirmation(lease_id: str) -> bytes:
@@ -140,6 +159,16 @@ def confirmation(lease_id: str) -> bytes:
 def is_confirmation(data: bytes, lease_id: str) -> bool:
     """Whether it is that, for `lease_id`."""
     return _parsed(data).get("confirm") == lease_id
+
+
+def _exit_code(ours: dict[str, Any]) -> int | None:
+    code = ours.get("exit_code")
+    return code if isinstance(code, int) and abs(code) <= MAX_EXIT_CODE else None
+
+
+def _hold_s(ours: dict[str, Any]) -> float | None:
+    told = ours.get("hold_s")
+    return float(told) if isinstance(told, int | float) and 0 < told <= MAX_HOLD_S else None
 
 
 def _dump(ours: dict[str, Any]) -> bytes:

@@ -2,11 +2,16 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemas.lock import for_people
 from schemas.names import UNVERIFIED
 from schemas.terms import Terms
+
+Reason = Annotated[str, AfterValidator(for_people)]
+"""For jobs, people and the journal."""
 
 
 class Wire(BaseModel):
@@ -51,6 +56,40 @@ class Lease(Wire):
     """The client stops its command this long after `granted`; the agent frees a margin later."""
 
 
+class Hold(Wire):
+    """An environment that is kept as it is, for a person to look at. Times are UTC."""
+
+    for_s: float
+    """How long, from `since`."""
+    since: datetime | None = None
+    """None until it begins: a lease still runs there, or it is being made."""
+    until: datetime | None = None
+    """When it ends by itself."""
+    reason: Reason = ""
+    asked_by: Reason = ""
+    """A person, the client of the job, or an autohold."""
+    lease: str = ""
+    """The lease whose leavings these are; empty if it was turned over since."""
+    job: str = ""
+    """That lease's, as its client named it."""
+    holder: Reason = ""
+    """The person who has its credentials; empty while nobody has."""
+    connected: bool = False
+    """Whether its seed can be reached from outside."""
+
+
+class Autohold(Wire):
+    """Hold what the next `left` failing jobs leave on this host."""
+
+    id: str
+    job: str
+    """A glob for the job's name."""
+    left: int = Field(ge=0)
+    for_s: float = Field(gt=0)
+    reason: Reason = ""
+    asked_by: Reason = ""
+
+
 class EnvironmentReport(Wire):
     id: str
     state: EnvState
@@ -72,6 +111,8 @@ class EnvironmentReport(Wire):
     lease: Lease | None = None
     lease_state: str = ""
     """The lease as the host sees it: offered, active, suspect or ending; empty in version 1."""
+    hold: Hold | None = None
+    """That it is held, or will be when its lease has ended."""
 
 
 class HostReport(Wire):
@@ -85,3 +126,4 @@ class HostReport(Wire):
     ends_within_s: float = Terms().ttl_s + Terms().margin_s
     """A lease whose client is told to end is over this soon, whatever that client does."""
     environments: tuple[EnvironmentReport, ...] = ()
+    autoholds: tuple[Autohold, ...] = ()

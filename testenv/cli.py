@@ -7,7 +7,7 @@ import click
 from broker.options import BrokerOptions, broker_options
 from broker.people import console
 from schemas.names import LOCK_FUNCTION
-from testenv import operate_cli, tables, vigil_cli
+from testenv import hold_cli, operate_cli, tables, vigil_cli
 from testenv.fleet import Fleet, look
 from testenv.history_cli import show_history
 from testenv.logs_cli import logs
@@ -66,5 +66,6 @@ def _print(fleet: Fleet) -> None:
         )
 
 
-for command in (*operate_cli.COMMANDS, *vigil_cli.COMMANDS, show_history, logs):
+COMMANDS = (*operate_cli.COMMANDS, *vigil_cli.COMMANDS, *hold_cli.COMMANDS, show_history, logs)
+for command in COMMANDS:
     main.add_command(command)

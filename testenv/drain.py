@@ -1,8 +1,9 @@
-"""A drain: no new lease is admitted, and those that run are waited for. It leaves the cordon."""
+"""A drain: no new lease is admitted; leases and holds are waited for. It leaves the cordon."""
 
 from schemas.control import CordonRequest
 from schemas.status import EnvironmentReport
 from testenv.operate import Outcome, Result
+from testenv.tables import kept
 from testenv.vigil import Order, Refusals, leased
 
 EMPTY = "empty"
@@ -26,6 +27,8 @@ def standing(env: EnvironmentReport, refused: Refusals) -> Outcome:
         return Outcome(target=env.id, result=Result.FAILED, detail=why)
     if env.lease:
         return leased(env, env.lease, refused)
+    if env.hold:
+        return Outcome(target=env.id, result=Result.HELD, detail=kept(env.hold))
     if env.offered:
         return Outcome(target=env.id, result=Result.LEASED, detail="its offer is being withdrawn")
     return Outcome(target=env.id, result=Result.DONE)

@@ -110,7 +110,7 @@ class Keeper:
 
     def last_words(self) -> tuple[str, bytes]:
         """What it submits instead, and to which function, over a connection of its own."""
-        return lease_function(self._lease.id), self._attach(_KILLED)
+        return lease_function(self._lease.id), self._attach(Result(_KILLED))
 
     def when_closed(self) -> tuple[float, float]:
         """What the guard does once the connection is closed, if we don't see it: see LastWill."""
@@ -144,6 +144,9 @@ class Keeper:
                     await self._say_goodbye(result)
         except TimeoutError:
             self._talk.say("the environment's host did not answer; it finds out by itself")
+        else:
+            if result.hold_s:
+                self._talk.say(f"asked for {self._lease.environment} to be held: see testenv holds")
         finally:
             for call in self._repeated:
                 decline(call)
@@ -165,7 +168,7 @@ class Keeper:
             try:
                 line = await self._reachable(cycle(self._brokers))
                 job = await line.submit(
-                    lease_function(self._lease.id), self._attach(result.reason), random_id()
+                    lease_function(self._lease.id), self._attach(result), random_id()
                 )
                 await job.result()
             except BrokerError:
@@ -308,10 +311,12 @@ class Keeper:
         self._line = await self._stack.enter_async_context(Line(link, self._callback, self._inbox))
         return self._line
 
-    def _attach(self, result: str = "") -> bytes:
+    def _attach(self, result: Result | None = None) -> bytes:
         lease = self._lease
-        callback = "" if result else self._callback
-        return Attach(lease.id, lease.generation, lease.secret, callback, result).dump()
+        proof = (lease.id, lease.generation, lease.secret)
+        if result is None:
+            return Attach(*proof, callback=self._callback).dump()
+        return Attach(*proof, "", *result).dump()
 
     def _called(self, line: Line, call: Assignment) -> None:
         """By our host, which is back, or by another, which gets its environment back."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from broker.endpoint import Endpoint
 from schemas.control import (
+    AutoholdRequest,
     Changes,
     ClearRequest,
     CordonRequest,
@@ -17,6 +18,7 @@ from schemas.control import (
     PastLease,
     RebuildRequest,
     UncordonRequest,
+    UnholdRequest,
 )
 from schemas.errors import TestenvError
 from schemas.status import Lease
@@ -37,6 +39,8 @@ class Result(StrEnum):
     """It is so, but may not stay so."""
     LEASED = "leased"
     """A lease still runs there."""
+    HELD = "held"
+    """A person keeps it."""
     UNDER_WAY = "under way"
     """No lease runs there any more, and it is being done."""
     UNKNOWN = "unknown"
@@ -62,7 +66,7 @@ class Outcome(BaseModel):
     @property
     def is_left(self) -> bool:
         """Whether it will be as it was wished, but is not yet."""
-        return self.result in (Result.LEASED, Result.UNDER_WAY)
+        return self.result in (Result.LEASED, Result.HELD, Result.UNDER_WAY)
 
 
 class Past(BaseModel):
@@ -74,7 +78,14 @@ class Past(BaseModel):
     """False if a host had more to tell than fits into an answer."""
 
 
-Change = CordonRequest | UncordonRequest | ClearRequest | RebuildRequest
+Change = (
+    CordonRequest
+    | UncordonRequest
+    | ClearRequest
+    | RebuildRequest
+    | UnholdRequest
+    | AutoholdRequest
+)
 Told = Callable[[Chosen, Sequence[Outcome]], None]
 
 

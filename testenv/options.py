@@ -10,6 +10,7 @@ from typing import NamedTuple
 from broker.endpoint import BROKER_VARIABLE, DEFAULT_BROKER, Endpoint, parse_endpoints
 from broker.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE, TlsFiles, tls_files
 from schemas.errors import ConfigError
+from schemas.legs import MAX_HOLD_S
 from schemas.lock import DEFAULT_TIMEOUT_S, KILL_AFTER_S, MAX_KILL_AFTER_S, MAX_TIMEOUT_S
 from schemas.names import LABEL_PATTERN, MAX_LABELS, is_label, lock_function, random_id
 from testenv.workspace import DATAFILE_SUFFIX
@@ -40,6 +41,8 @@ class Options(NamedTuple):
     wait_timeout_s: float | None = None
     datafile: Path | None = None
     report: Path | None = None
+    hold_s: float | None = None
+    """How long the environment is kept as the command left it, if that fails."""
     debug: bool = False
 
 
@@ -66,6 +69,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         wait_timeout_s=given.wait_timeout,
         datafile=_datafile(given.datafile),
         report=_output("--report", given.report),
+        hold_s=given.hold_on_failure,
         debug=given.debug,
     )
 
@@ -111,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
            help="an environment that has label L (repeatable)")  # fmt: skip
     option("--datafile", metavar="PATH", help="write the data file there, and keep it")
     option("--report", metavar="FILE", help="write what became of the request, as JSON")
+    option("--hold-on-failure", metavar="TIME", type=_hold,
+           help="if the command fails, have its environment kept as it is for so long "
+                "(90s, 30m, 2h), for a person: see testenv hold")  # fmt: skip
     option("--version", action="store_true", help="show the version and exit")
     option("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
@@ -138,6 +145,18 @@ def _kill_after(text: str) -> float:
     seconds = _seconds(text)
     if seconds > MAX_KILL_AFTER_S:
         raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_KILL_AFTER_S:g} seconds")
+    return seconds
+
+
+def _hold(text: str) -> float:
+    from testenv.duration import parse_duration  # rarely asked for
+
+    try:
+        seconds = parse_duration(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    if not 0 < seconds <= MAX_HOLD_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time")
     return seconds
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from schemas.control import RebuildRequest
 from schemas.status import EnvironmentReport, EnvState
 from testenv.operate import Outcome, Result
+from testenv.tables import kept
 from testenv.targets import Chosen
 from testenv.vigil import Order, Refusals, leased
 
@@ -43,6 +44,8 @@ class Before:
             self._leases.add(env.lease.id)
         if env.lease and env.lease.id in self._leases:
             return leased(env, env.lease, refused)
+        if env.hold and env.rebuilding:
+            return Outcome(target=env.id, result=Result.HELD, detail=kept(env.hold))
         if env.rebuilding or env.state in (EnvState.BUILDING, EnvState.DIRTY):
             detail = f"is {env.state}"
             return Outcome(target=env.id, result=Result.UNDER_WAY, detail=detail)

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import pwd
+import signal
 from contextlib import AsyncExitStack, ExitStack
 from typing import Protocol
 
 from schemas.errors import LeaseLost, LeaseTimeout, LockError, NoEnvironment, OfferRefused
-from schemas.legs import Result
+from schemas.legs import INTERRUPTED, Result
 from schemas.lock import LockRequest
 from schemas.names import callback_function, random_id
 from testenv.acquire import Acquired, Acquisition, Wish, any_of, running
@@ -254,6 +255,9 @@ class _Run:
         return max(0.0, min(self._options.kill_after_s, keeper.stop_s - _STOP_SLACK_S))
 
     def _result(self, failure: LockError | None) -> Result:
+        hold_s = self._options.hold_s
+        if isinstance(failure, LeaseTimeout):
+            return Result(str(failure), failure.exit_status, hold_s)
         if failure:
             return Result(str(failure))
         exited = self._command.exited
@@ -261,7 +265,10 @@ class _Run:
         if status is None:
             return Result(Reason.NOT_STARTED)
         code = os.waitstatus_to_exitcode(status)
-        return Result(Reason.EXITED if code >= 0 else Reason.SIGNALLED, code)
+        if self._signals.has_cancelled or code == -signal.SIGINT:
+            return Result(INTERRUPTED, code)
+        reason = Reason.EXITED if code >= 0 else Reason.SIGNALLED
+        return Result(reason, code, hold_s if code else None)
 
 
 async def _why(keeping: "asyncio.Task[None]") -> LockError:

@@ -9,6 +9,8 @@ from testenv.command import Command
 from testenv.errors import Interrupted
 from testenv.guard import RELAYED
 
+_CANCELLING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
 
 class Signals:
     """Before the command runs they end the wait (cancel the current task), then they are its own.
@@ -23,6 +25,8 @@ class Signals:
         self._command: Command | None = None
         self.interrupt: Interrupted | None = None
         """The signal that has ended the wait, if any."""
+        self.has_cancelled = False
+        """Whether the command was sent one with which people end a job."""
 
     def __enter__(self) -> Self:
         for number in RELAYED:
@@ -58,6 +62,7 @@ class Signals:
 
     def _received(self, number: int) -> None:
         if self._command:
+            self.has_cancelled = self.has_cancelled or number in _CANCELLING
             self._command.signal(number)
         elif self.interrupt is None and self._waiting:
             self.interrupt = Interrupted(number)

@@ -8,9 +8,10 @@ from rich.table import Table
 from schemas.control import PastLease
 from schemas.lock import for_people
 from schemas.names import UNVERIFIED
-from schemas.status import EnvironmentReport, Lease
+from schemas.status import EnvironmentReport, Hold, Lease
 from testenv.duration import duration
 from testenv.fleet import Fleet
+from testenv.hold import HeldEnvironment, HostAutohold
 
 
 def environments(fleet: Fleet) -> Table:
@@ -54,6 +55,55 @@ def past(leases: Sequence[PastLease]) -> Table:
     return table
 
 
+def holds(held: Sequence[HeldEnvironment]) -> Table:
+    """One row an environment."""
+    table = Table(box=None)
+    for column in ("environment", "state", "until (UTC)", "job", "lease"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
+    for column in ("asked by", "holder", "reason"):
+        table.add_column(column, overflow="fold")
+    for each in held:
+        hold = each.hold
+        table.add_row(
+            each.environment,
+            each.state if hold.since else f"{each.state}, to be held",
+            moment(hold.until).removesuffix(" UTC") if hold.until else "",
+            for_people(hold.job),
+            hold.lease[:8],
+            hold.asked_by,
+            hold.holder,
+            hold.reason,
+        )
+    return table
+
+
+def autoholds(rules: Sequence[HostAutohold]) -> Table:
+    """One row a host and rule."""
+    table = Table(box=None)
+    for column in ("autohold", "host", "job", "left", "for"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
+    for column in ("asked by", "reason"):
+        table.add_column(column, overflow="fold")
+    for each in rules:
+        rule = each.rule
+        table.add_row(
+            rule.id, each.host, for_people(rule.job), str(rule.left), duration(rule.for_s),
+            rule.asked_by, rule.reason,
+        )  # fmt: skip
+    return table
+
+
+def moment(when: datetime) -> str:
+    """As all tables have it."""
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def kept(hold: Hold) -> str:
+    """For whom, and until when at the latest."""
+    whom = hold.holder or hold.asked_by
+    return f"held for {whom}, until {moment(hold.until)}" if hold.until else f"held for {whom}"
+
+
 def holder(lease: Lease) -> str:
     """Who says to hold it, and who does, where the broker has verified that."""
     if lease.submitter == UNVERIFIED:
@@ -64,7 +114,7 @@ def holder(lease: Lease) -> str:
 def until(lease: Lease) -> str:
     """Who holds it, and until when at the latest."""
     latest: datetime = lease.granted + timedelta(seconds=lease.timeout_s)
-    return f"{holder(lease)}, until {latest.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC at the latest"
+    return f"{holder(lease)}, until {moment(latest)} at the latest"
 
 
 def _state(env: EnvironmentReport) -> str:
@@ -74,8 +124,12 @@ def _state(env: EnvironmentReport) -> str:
 def _note(env: EnvironmentReport) -> str:
     cordon = _with_reason("cordoned", env.cordon_reason)
     rebuild = _with_reason("to be rebuilt" if env.lease else "being rebuilt", env.rebuild_reason)
+    hold = ""
+    if env.hold:
+        hold = _with_reason(kept(env.hold) if env.hold.since else "to be held", env.hold.reason)
     withdrawn = f"withdrawn: {env.withdrawn}" if env.withdrawn else ""
     parts = (
+        hold,
         cordon if env.cordoned else "",
         rebuild if env.rebuilding else "",
         withdrawn,

@@ -37,7 +37,7 @@ def workspace(name: str, text: bytes, keep: Path | None = None) -> Iterator[Work
     directory.mkdir(mode=0o700)
     try:
         if keep:
-            _replace_private(path, text)
+            replace_private(path, text)
         else:
             _write_private(path, text)
         yield Workspace(directory, path)
@@ -63,7 +63,7 @@ def datafile_name(name: str) -> str:
     return f"te-{''.join(safe)}{DATAFILE_SUFFIX}"
 
 
-def _replace_private(path: Path, text: bytes) -> None:
+def replace_private(path: Path, text: bytes) -> None:
     """Replace `path` by a new file of mode 0600: an old one may be open to others."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)

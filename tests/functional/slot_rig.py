@@ -20,6 +20,7 @@ from hosts.caretaker import Caretaker
 from hosts.chronicle import read_journal
 from hosts.datafile import lease_data
 from hosts.health import Health
+from hosts.holds import HoldLimits, Holds
 from hosts.journal import Journal
 from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
@@ -51,6 +52,8 @@ class Counting:
         self.turnovers = 0
         self.rebuilds: list[Environment] = []
         self.is_removed = False
+        self.is_secluded = False
+        self.wire_trouble: Exception | None = None
         self.fenced = ""
         self.found: Differences = ()
         self.differing: Differences = ()
@@ -78,6 +81,16 @@ class Counting:
         self.fenced = lease
         return self.found
 
+    async def seclude(self) -> None:
+        self.is_secluded = True
+        if self.wire_trouble:
+            raise self.wire_trouble
+
+    async def connect(self) -> None:
+        self.is_secluded = False
+        if self.wire_trouble:
+            raise self.wire_trouble
+
     async def turn_over(self) -> None:
         self.turnovers += 1
         if self.trouble:
@@ -88,7 +101,7 @@ class Counting:
             raise self.verifying
         return self.differing
 
-    def data_file(self, lease: Lease, secret: str, terms: Terms) -> bytes:
+    def data_file(self, lease: Lease, secret: str, terms: Terms | None) -> bytes:
         if self.data_trouble:
             raise self.data_trouble
         told = lease_data(lease, secret, terms).model_dump(mode="json")
@@ -126,7 +139,8 @@ async def slot_at(
             working = [asyncio.create_task(reception.run()), asyncio.create_task(health.run())]
             try:
                 vetting = Vetting(caretaker, journal, health, standards)
-                yield Slot(caretaker, links, reception, journal, admission, vetting, timing)
+                holds = Holds("te1", journal, HoldLimits())
+                yield Slot(caretaker, links, reception, journal, admission, vetting, holds, timing)
             finally:
                 for task in working:
                     task.cancel()

@@ -45,7 +45,7 @@ def test_the_documented_example_is_the_default(tmp_path: Path) -> None:
         (
             "[hots]",
             (
-                "hots: unknown key; allowed here: console, environments, health, hooks, host,"
+                "hots: unknown key; allowed here: console, environments, health, hold, hooks, host,"
                 " hypervisor, lease, public, quarantine, switch, tls"
             ),
         ),

@@ -12,6 +12,7 @@ import pytest
 
 from hosts.admission import Admission, Bar, Shutdown
 from hosts.control import Control
+from hosts.holds import HoldLimits, Holds
 from hosts.journal import Journal
 from hosts.journal_rows import StoredLease
 from hosts.slot import Slot
@@ -29,7 +30,8 @@ class TwoEnvironments:
     host = "te1"
     slots: tuple[Slot, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self.holds = Holds(self.host, journal, HoldLimits())
         shutdown = Shutdown()
         self.admissions: Mapping[str, Admission] = {
             env_id: shutdown.admission() for env_id in ("te1/1", "te1/2")
@@ -49,7 +51,7 @@ class Desk:
     """Control with a journal, asked as operators do."""
 
     def __init__(self, journal: Journal) -> None:
-        self.agent = TwoEnvironments()
+        self.agent = TwoEnvironments(journal)
         self.journal = journal
         self._control = Control(self.agent, journal)
 
