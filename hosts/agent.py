@@ -26,6 +26,7 @@ from hosts.journal import Journal
 from hosts.rebuild import Workshop
 from hosts.reception import Reception
 from hosts.slot import Slot, SlotTiming
+from hosts.surplus import NOT_PLANNED
 from hosts.vetting import DEMANDS_NOTHING, Standards, Vetting
 from hosts.vitals import Vital
 from schemas.control import Changes
@@ -58,13 +59,15 @@ class Agent:
         *,
         drain_timeout_s: float,
         timing: SlotTiming,
+        surplus: Sequence[Caretaker] = (),
         vitals: Sequence[Vital] = (),
         standards: Standards = DEMANDS_NOTHING,
         hold_limits: HoldLimits | None = None,
         archive: Archive | None = None,
         workshop: Workshop | None = None,
     ) -> None:
-        """`archive`: of the domains' consoles, if they are ours. `workshop`: to rebuild them."""
+        """`surplus`: more of them, each to be removed once it is not in use. `archive`: of the
+        domains' consoles, if they are ours. `workshop`: to rebuild them."""
         self.host = host
         self._endpoints = endpoints
         self._journal = journal
@@ -72,8 +75,9 @@ class Agent:
         self._timing = timing
         self._shutdown = Shutdown()
         self.admissions: dict[str, Admission] = {
-            caretaker.id: self._shutdown.admission() for caretaker in caretakers
+            caretaker.id: self._shutdown.admission() for caretaker in (*caretakers, *surplus)
         }
+        self._surplus = frozenset(caretaker.id for caretaker in surplus)
         self._standards = standards
         self._health = Health(
             vitals, self.admissions, journal, check_interval_s=standards.check_interval_s
@@ -82,7 +86,7 @@ class Agent:
         self._workshop = workshop
         self._control = Control(self, journal, archive, workshop)
         self._newcomers: asyncio.Queue[Caretaker] = asyncio.Queue()
-        for caretaker in caretakers:
+        for caretaker in (*caretakers, *surplus):
             self._newcomers.put_nowait(caretaker)
         self._doing: set[asyncio.Task[Any]] = set()
         self._hurry = asyncio.Event()
@@ -171,6 +175,8 @@ class Agent:
     def _begin(self, caretaker: Caretaker, group: asyncio.TaskGroup, reception: Reception) -> None:
         own = Links(self._endpoints, client_id=caretaker.id)
         slot = self._slot(caretaker, own, reception)
+        if caretaker.id in self._surplus:
+            slot.rebuild(None, NOT_PLANNED)
         life = group.create_task(_live(slot, own))
         self._lives[life] = slot
         life.add_done_callback(self._forget_removed)

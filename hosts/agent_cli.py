@@ -18,6 +18,7 @@ from hosts.archive import CONSOLES, Archive
 from hosts.builder import Builder
 from hosts.caretaker import BuiltEnvironment, Caretaker, ReadyMade, read_data_file
 from hosts.config import load_config
+from hosts.drivers.base import Drivers
 from hosts.holds import HoldLimits
 from hosts.hooks import Hooks
 from hosts.journal import Journal
@@ -26,6 +27,7 @@ from hosts.options import agent_name, endpoints_of, load, served_state_dir, told
 from hosts.quarantine import Rules
 from hosts.rebuild import Workshop, refuse_other_changes
 from hosts.slot import SlotTiming
+from hosts.surplus import surplus
 from hosts.tables import explain
 from hosts.vetting import DEMANDS_NOTHING, Standards
 from hosts.vitals import vitals
@@ -72,49 +74,63 @@ def run(config_path: Path, drain_timeout: float) -> None:
         config, host_plan = load(config_path)
         if not host_plan.environments:
             log.warning("nothing to offer: %s", "; ".join(explain(host_plan.count)))
-        endpoints = endpoints_of(config, config_path)
+        endpoints_of(config, config_path)  # refused now, if at all
         with sole_agent(config.host.state_dir):
             drivers = connect(config)
             pool = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix="driver")
             try:
-                builder = Builder(
-                    host_plan,
-                    drivers,
-                    config.host.state_dir,
-                    keep_consoles=config.console.keep,
-                )
-
-                def caretaker(env: Environment) -> Caretaker:
-                    return BuiltEnvironment(host_plan, env, builder, pool)
-
-                state_dir = config.host.state_dir
-                signs = vitals(
-                    lambda: builder.plan,
-                    drivers,
-                    state_dir,
-                    min_free_gib=config.health.min_free_gib,
-                    repair=builder.ensure_host,
-                )
-                standards = replace(
-                    _standards(config), check_interval_s=config.health.check_interval_s
-                )
                 agent = partial(
-                    Agent,
-                    host_plan.host,
-                    endpoints,
-                    [caretaker(env) for env in host_plan.environments],
-                    drain_timeout_s=drain_timeout,
-                    timing=SlotTiming(config.lease.terms),
-                    vitals=signs,
-                    standards=standards,
-                    hold_limits=HoldLimits(**config.hold.model_dump()),
-                    archive=Archive(state_dir / CONSOLES),
-                    workshop=Workshop(partial(_planned_anew, config_path, config), caretaker),
+                    _agent, config, config_path, host_plan, drivers, pool, drain_timeout
                 )
-                asyncio.run(_serve_until_stopped(agent, state_dir))
+                asyncio.run(_serve_until_stopped(agent, config.host.state_dir))
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 drivers.close()
+
+
+def _agent(
+    config: HostConfig,
+    config_path: Path,
+    host_plan: HostPlan,
+    drivers: Drivers,
+    pool: ThreadPoolExecutor,
+    drain_timeout_s: float,
+    journal: Journal,
+) -> Agent:
+    """The agent of `host_plan`, and of what the journal says is in use though it is not in that.
+
+    Raises JournalError.
+    """
+    state_dir = config.host.state_dir
+    left = surplus(config, host_plan, journal.path)
+    planned = host_plan
+    for env in left:
+        planned = planned.with_environment(env)
+    builder = Builder(planned, drivers, state_dir, keep_consoles=config.console.keep)
+
+    def caretaker(env: Environment) -> Caretaker:
+        return BuiltEnvironment(planned, env, builder, pool)
+
+    return Agent(
+        host_plan.host,
+        endpoints_of(config, config_path),
+        [caretaker(env) for env in host_plan.environments],
+        journal,
+        drain_timeout_s=drain_timeout_s,
+        timing=SlotTiming(config.lease.terms),
+        surplus=[caretaker(env) for env in left],
+        vitals=vitals(
+            lambda: builder.plan,
+            drivers,
+            state_dir,
+            min_free_gib=config.health.min_free_gib,
+            repair=builder.ensure_host,
+        ),
+        standards=replace(_standards(config), check_interval_s=config.health.check_interval_s),
+        hold_limits=HoldLimits(**config.hold.model_dump()),
+        archive=Archive(state_dir / CONSOLES),
+        workshop=Workshop(partial(_planned_anew, config_path, config), caretaker),
+    )
 
 
 @click.command()

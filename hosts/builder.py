@@ -102,6 +102,7 @@ class Builder:
                 left = reservations(self._plan.without(env.id))
                 self._drivers.addresses.ensure_reservations(left)
         finally:
+            self._sweeper.spared.discard(env.number)
             # Last: what is there and not planned makes the others differ from their plan.
             with self._plan_lock:
                 self._replan(self._plan.without(env.id))

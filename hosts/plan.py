@@ -62,7 +62,9 @@ def plan_host(config: HostConfig, facts: Facts, source: str | Path = "configurat
             provider=config.public.provider,
         ),
         count=count,
-        environments=tuple(_environment(config, number) for number in range(1, count.value + 1)),
+        environments=tuple(
+            plan_environment(config, number) for number in range(1, count.value + 1)
+        ),
     )
     _refuse_collisions(plan, source)
     return plan
@@ -116,7 +118,8 @@ def _count(config: HostConfig, facts: Facts) -> Count:
     )
 
 
-def _environment(config: HostConfig, number: int) -> Environment:
+def plan_environment(config: HostConfig, number: int) -> Environment:
+    """Environment `number`, whatever the count is."""
     nodes = config.environments.nodes
     return Environment(
         id=environment_id(config.host.name, number),

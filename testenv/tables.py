@@ -123,7 +123,8 @@ def _state(env: EnvironmentReport) -> str:
 
 def _note(env: EnvironmentReport) -> str:
     cordon = _with_reason("cordoned", env.cordon_reason)
-    rebuild = _with_reason("to be rebuilt" if env.lease else "being rebuilt", env.rebuild_reason)
+    waits = "to be rebuilt" if env.lease or env.hold else "being rebuilt"
+    rebuild = _with_reason(waits, env.rebuild_reason)
     hold = ""
     if env.hold:
         hold = _with_reason(kept(env.hold) if env.hold.since else "to be held", env.hold.reason)
