@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from broker.endpoint import DEFAULT_BROKER, Endpoint, parse_endpoint
-from schemas.errors import ConfigError, TestenvError
+from schemas.errors import TestenvError
 from schemas.exits import ExitStatus
 
 BROKER_EXTRA = ("cryptography", "prometheus_client", "starlette", "uvicorn")
@@ -113,9 +113,8 @@ def _overrides(
     if insecure:
         given["insecure"] = True
     if http is not None:
-        if not http.rpartition(":")[2].isdigit():
-            raise ConfigError("--http", f"{http!r} has no port", remedy="as in 127.0.0.1:9100")
-        given["http"] = {"listen": str(parse_endpoint(http, "--http", any_port=True))}
+        where = parse_endpoint(http, "--http", any_port=True, needs_port=True)
+        given["http"] = {"listen": str(where)}
     if drain_timeout is not None:
         given["drain_timeout_s"] = drain_timeout
     if tls := {name.removeprefix("tls_"): file for name, file in tls_files.items() if file}:

@@ -41,11 +41,14 @@ class Endpoint(NamedTuple):
         return ":" in self.host or self.host.replace(".", "").isdigit()
 
 
-def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoint:
+def parse_endpoint(
+    text: str, source: str, *, any_port: bool = False, needs_port: bool = False
+) -> Endpoint:
     """Read `host`, `host:port`, `[v6]` or `[v6]:port`.
 
     `source` is the option or file that the text came from, for the message. Port 0 is accepted
-    with `any_port` only (it means "pick one", for a listening address). Raises ConfigError.
+    with `any_port` only (it means "pick one", for a listening address). `needs_port`: there is
+    no port to take where none is given, as it is no broker that listens. Raises ConfigError.
     """
     text = text.strip()
     if text.startswith("[") and (bracketed := re.fullmatch(_BRACKETED, text)):
@@ -60,6 +63,8 @@ def parse_endpoint(text: str, source: str, *, any_port: bool = False) -> Endpoin
     if not valid:
         raise _refusal(source, text, "give HOST or HOST:PORT, as in 127.0.0.1:4730")
     if port is None:
+        if needs_port:
+            raise ConfigError(source, f"{text!r} has no port", remedy="as in 127.0.0.1:9100")
         return Endpoint(host)
     lowest = 0 if any_port else 1
     if not (port.isascii() and port.isdigit() and lowest <= int(port) <= 65535):

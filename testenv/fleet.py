@@ -1,7 +1,8 @@
 """The fleet as its brokers and agents tell it: who is there, who holds what, who waits."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -27,6 +28,8 @@ A = TypeVar("A", bound=Wire)
 
 ANSWER_TIMEOUT_S = 3.0
 """An agent that does not answer in this time is shown as such, not waited for."""
+
+_CLIENT_ID = "testenv"
 
 
 class HostView(BaseModel):
@@ -145,8 +148,35 @@ async def ask(
 
     Raises BrokerError, and HostError if the agent refuses, or does not answer in time.
     """
-    endpoint = next(one for one in endpoints if str(one) == view.broker)
+    endpoint = _endpoint_of(endpoints, view)
     return await _answer(endpoint, view.host, request, kind, timeout)
+
+
+class Inquiry:
+    """Several questions to one agent, on one connection; made by `inquiry`."""
+
+    def __init__(self, link: Link, host: str) -> None:
+        self._link = link
+        self._host = host
+
+    async def ask(
+        self, request: OperatorRequest, kind: type[A], timeout: float = ANSWER_TIMEOUT_S
+    ) -> A:
+        """What the agent answers. Raises as the function `ask` does."""
+        async with _bounded(timeout):
+            return await _answer_on(self._link, self._host, request, kind)
+
+
+@asynccontextmanager
+async def inquiry(endpoints: Sequence[Endpoint], view: HostView) -> AsyncIterator[Inquiry]:
+    """Connect to the broker through which `view`'s agent was seen. Raises BrokerUnreachable."""
+    endpoint = _endpoint_of(endpoints, view)
+    async with await Link.open(endpoint, client_id=_CLIENT_ID, timeout=ANSWER_TIMEOUT_S) as link:
+        yield Inquiry(link, view.host)
+
+
+def _endpoint_of(endpoints: Sequence[Endpoint], view: HostView) -> Endpoint:
+    return next(one for one in endpoints if str(one) == view.broker)
 
 
 async def _ask_broker(
@@ -185,13 +215,25 @@ async def _answer(
     endpoint: Endpoint, host: str, request: OperatorRequest, kind: type[A], timeout: float
 ) -> A:
     """What `host`'s agent says to `request`. Raises BrokerError, HostError."""
+    async with (
+        _bounded(timeout),
+        await Link.open(endpoint, client_id=_CLIENT_ID, timeout=timeout) as link,
+    ):
+        return await _answer_on(link, host, request, kind)
+
+
+@asynccontextmanager
+async def _bounded(timeout: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout):
-            async with await Link.open(endpoint, client_id="testenv", timeout=timeout) as link:
-                data = request.model_dump_json().encode()
-                result = await (await submit(link, host_function(host), data)).result()
+            yield
     except TimeoutError as exc:
         raise HostError(f"no answer within {timeout:g} s") from exc
+
+
+async def _answer_on(link: Link, host: str, request: OperatorRequest, kind: type[A]) -> A:
+    data = request.model_dump_json().encode()
+    result = await (await submit(link, host_function(host), data)).result()
     if result.outcome is not Outcome.COMPLETE:
         raise AgentRefused(result.data.decode(errors="replace") or "no reason given")
     try:

@@ -3,17 +3,19 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import click
 
+from broker.endpoint import Endpoint
 from broker.options import BrokerOptions, broker_options
 from schemas.errors import ConfigError
+from testenv.fleet import inquiry
 from testenv.logs import fetch_console, find_consoles
-from testenv.operators import json_option, looked, operating
+from testenv.operators import json_option, operating, seen
 from testenv.targets import find_environment
 
 Take = Callable[[str, bytes], None]
@@ -50,17 +52,22 @@ def logs(
       testenv logs te-host-01/3 --lease 621da58b --output consoles
     """
     with operating():
-        endpoints = brokers.endpoints()
-        view = find_environment(looked(endpoints), environment)
-        found = asyncio.run(find_consoles(endpoints, view, environment, lease))
+        asyncio.run(_logs(brokers.endpoints(), environment, lease, output, as_json))
+
+
+async def _logs(
+    endpoints: Sequence[Endpoint], environment: str, lease: str, output: Path | None, as_json: bool
+) -> None:
+    view = find_environment(await seen(endpoints), environment)
+    async with inquiry(endpoints, view) as agent:
+        found = await find_consoles(agent, environment, lease)
         when = "runs" if found.runs else "has ended"
         click.echo(
             f"testenv: {environment}: consoles of lease {found.lease}, which {when}", err=True
         )
         with _taking(environment, found.lease, output, as_json) as take:
             for domain in found.sizes:
-                said = asyncio.run(fetch_console(endpoints, view, environment, found, domain))
-                take(domain, said)
+                take(domain, await fetch_console(agent, environment, found, domain))
 
 
 @contextmanager

@@ -12,14 +12,15 @@ from schemas.control import ClearRequest, CordonRequest, UncordonRequest
 from schemas.errors import ConfigError
 from schemas.exits import ExitStatus
 from testenv import tables
-from testenv.fleet import look, revoke
+from testenv.fleet import revoke
 from testenv.operate import Change, Outcome, Result, change
 from testenv.operators import (
-    check_reason,
     chosen_of,
     json_option,
+    looked,
     operating,
     reason_option,
+    reason_value,
     targets_argument,
     tell,
     yes_option,
@@ -30,7 +31,11 @@ from testenv.targets import Chosen, find_lease
 @click.command("revoke")
 @click.argument("target", metavar="ENV|LEASE")
 @click.option(
-    "--reason", required=True, metavar="TEXT", help="Why; the job prints it, the journal keeps it."
+    "--reason",
+    required=True,
+    callback=reason_value,
+    metavar="TEXT",
+    help="Why; the job prints it, the journal keeps it.",
 )
 @yes_option
 @broker_options
@@ -51,8 +56,7 @@ def revoke_lease(
         endpoints = brokers.endpoints()
         if not reason.strip():
             raise ConfigError("--reason", "must be one line, and not empty")
-        check_reason(reason)
-        view, lease = find_lease(asyncio.run(look(endpoints)), target)
+        view, lease = find_lease(looked(endpoints), target)
         held_by = tables.holder(lease)
         click.echo(f"{lease.environment}: lease {lease.id} of {held_by} will be revoked", err=True)
         confirm(yes)
@@ -81,8 +85,7 @@ def cordon(brokers: BrokerOptions, targets: Sequence[str], reason: str, as_json:
     """
     said = {Result.DONE: "cordoned", Result.UNCHANGED: "cordoned already"}
     with operating():
-        check_reason(reason)
-        _change(
+        change_all(
             brokers,
             targets,
             lambda ids: CordonRequest(environments=ids, reason=reason),
@@ -104,7 +107,7 @@ def uncordon(brokers: BrokerOptions, targets: Sequence[str], as_json: bool) -> N
     """
     said = {Result.DONE: "uncordoned", Result.UNCHANGED: "was not cordoned"}
     with operating():
-        _change(brokers, targets, lambda ids: UncordonRequest(environments=ids), said, as_json)
+        change_all(brokers, targets, lambda ids: UncordonRequest(environments=ids), said, as_json)
 
 
 @click.command()
@@ -123,10 +126,10 @@ def clear(brokers: BrokerOptions, targets: Sequence[str], as_json: bool) -> None
         Result.UNCHANGED: "is neither quarantined nor broken",
     }
     with operating():
-        _change(brokers, targets, lambda ids: ClearRequest(environments=ids), said, as_json)
+        change_all(brokers, targets, lambda ids: ClearRequest(environments=ids), said, as_json)
 
 
-def _change(
+def change_all(
     brokers: BrokerOptions,
     targets: Sequence[str],
     request: Callable[[tuple[str, ...]], Change],

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from broker.endpoint import Endpoint
 from broker.options import BrokerOptions
 from broker.people import reported_errors
 from schemas.errors import ConfigError
-from schemas.exits import SIGNAL_BASE
+from schemas.exits import SIGNAL_BASE, ExitStatus
 from testenv.duration import parse_duration
 from testenv.fleet import Fleet, look
 from testenv.operate import Outcome, Result
@@ -32,8 +32,21 @@ class Summary(BaseModel):
 
 
 targets_argument = click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+
+
+def reason_value(_: click.Context, __: click.Parameter, value: str) -> str:
+    """A click callback: a reason that can be shown in one line. A bad one ends the command."""
+    with reported_errors("testenv"):
+        check_reason(value)
+    return value
+
+
 reason_option = click.option(
-    "--reason", default="", metavar="TEXT", help="Why; shown by status, kept by the journal."
+    "--reason",
+    default="",
+    callback=reason_value,
+    metavar="TEXT",
+    help="Why; shown by status, kept by the journal.",
 )
 
 
@@ -54,11 +67,16 @@ def tell_of_brokers(fleet: Fleet) -> None:
             click.echo(f"testenv: broker {broker.broker}: {broker.problem}", err=True)
 
 
-def looked(endpoints: Sequence[Endpoint]) -> Fleet:
+async def seen(endpoints: Sequence[Endpoint]) -> Fleet:
     """The fleet, as far as its brokers are up. Raises BrokerUnreachable."""
-    fleet = asyncio.run(look(endpoints))
+    fleet = await look(endpoints)
     tell_of_brokers(fleet)
     return fleet
+
+
+def looked(endpoints: Sequence[Endpoint]) -> Fleet:
+    """The same for a command that needs no more of the event loop."""
+    return asyncio.run(seen(endpoints))
 
 
 def chosen_of(
@@ -78,6 +96,15 @@ def tell(outcomes: Sequence[Outcome], said: Mapping[Result, str], as_json: bool 
         words = " ".join(part for part in (said.get(one.result, ""), one.detail) if part)
         program = "testenv: " if one.is_bad else ""
         click.echo(f"{program}{one.target}: {words}", err=one.is_bad)
+
+
+def exit_unless_done(outcomes: Iterable[Outcome], *, waited: bool) -> None:
+    """Exit unless all is as was asked for, or will be. `waited`: whether it should be by now."""
+    outcomes = tuple(outcomes)
+    if any(one.is_bad for one in outcomes):
+        sys.exit(ExitStatus.FAILED)
+    if waited and any(one.is_left for one in outcomes):
+        sys.exit(ExitStatus.STILL_LEASED)
 
 
 def check_reason(reason: str) -> None:

@@ -45,6 +45,13 @@ class Progress:
         else:
             self._talk.say(f"{host}: {text}")
 
+    def pass_on(self, host: str, line: str) -> None:
+        """A line that somebody else has said about `host`; it stays."""
+        if self._talk.is_live:
+            self._live.console.print(f"{host}: {line}", soft_wrap=True)
+        else:
+            self._talk.pass_on(f"{host}: {line}")
+
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for row in sorted(self._rows.items()):

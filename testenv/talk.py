@@ -34,6 +34,10 @@ class Talk:
         """The one line that says why the client ends."""
         self._write(f"{self._program}: {text}\n")
 
+    def pass_on(self, line: str) -> None:
+        """A line that is not ours, as it is."""
+        self._write(f"{line}\n")
+
     def _write(self, text: str) -> None:
         clear, self._live = (_CLEAR_LINE if self._live else ""), False
         with suppress(OSError):

@@ -72,6 +72,12 @@ class Vigil:
         self._tell = tell
         self._views: dict[str, HostView] = {}
         self._refused: dict[str, str] = {}
+        self._unwritten: dict[str, Outcome] = {}
+
+    @property
+    def views(self) -> tuple[HostView, ...]:
+        """The hosts as they were seen last."""
+        return tuple(self._views.values())
 
     async def run(self, patience: Patience) -> tuple[Outcome, ...]:
         """Ask, then wait as `patience` has it; what became of every environment.
@@ -89,10 +95,10 @@ class Vigil:
         if patience.revoke and any(map(self._is_waited_for, outcomes)):
             limit_s = self._ends_within_s() + self._order.takes_s
             outcomes = await self._until(clock() + limit_s, revoking=True)
-        return (*failed, *outcomes)
+        return (*failed, *map(self._as_written, outcomes))
 
     async def _ask(self) -> tuple[Outcome, ...]:
-        """What went wrong; a host that has not agreed is not waited for."""
+        """What has failed; a host that has not agreed is not waited for."""
 
         def told(one: Chosen, outcomes: Sequence[Outcome]) -> None:
             bad = [each for each in outcomes if each.is_bad]
@@ -101,7 +107,18 @@ class Vigil:
                 self._chosen.remove(one)
 
         outcomes = await change(self._endpoints, tuple(self._chosen), self._order.request, told)
-        return tuple(each for each in outcomes if each.is_bad)
+        self._unwritten = {
+            each.target: each for each in outcomes if each.result is Result.UNWRITTEN
+        }
+        return tuple(each for each in outcomes if each.result is Result.FAILED)
+
+    def _as_written(self, one: Outcome) -> Outcome:
+        """`one`, unless it is as was asked for, but may not stay so."""
+        unwritten = self._unwritten.get(one.target)
+        if unwritten is None or one.is_bad:
+            return one
+        detail = "; ".join(part for part in (unwritten.detail, one.detail) if part)
+        return unwritten.model_copy(update={"detail": detail, "lease": one.lease})
 
     async def _until(
         self, deadline: float | None, *, revoking: bool = False

@@ -3,7 +3,8 @@
 import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 import click
 
@@ -11,15 +12,14 @@ from broker.endpoint import Endpoint
 from broker.options import BrokerOptions, broker_options
 from broker.people import confirm
 from schemas.errors import ConfigError
-from schemas.exits import ExitStatus
 from testenv import tables
 from testenv.drain import EMPTY, drain_order
 from testenv.duration import duration
 from testenv.operate import Result
 from testenv.operators import (
-    check_reason,
     chosen_of,
     duration_value,
+    exit_unless_done,
     json_option,
     operating,
     reason_option,
@@ -29,16 +29,26 @@ from testenv.operators import (
 )
 from testenv.progress import Progress
 from testenv.rebuild import rebuild_order
+from testenv.reprovision import Procedure
+from testenv.reprovision_cli import reprovision, reprovision_options
 from testenv.targets import Chosen
 from testenv.vigil import Order, Patience, Vigil
 
 R = TypeVar("R")
 
 
-def _patience_options(wait_help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """`--wait`, `--deadline` and `--revoke`, for `_patience`."""
+def patience_options(wait_help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """`--wait`, `--deadline` and `--revoke`, as one argument `patience`: Patience."""
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        @wraps(command)
+        def with_patience(
+            *args: Any, wait: bool, deadline: float | None, revokes: bool, **kwargs: Any
+        ) -> R:
+            with operating():
+                patience = _patience(wait, deadline, revokes)
+            return command(*args, patience=patience, **kwargs)
+
         wait = click.option("--wait", is_flag=True, help=wait_help)
         deadline = click.option(
             "--deadline",
@@ -52,7 +62,7 @@ def _patience_options(wait_help: str) -> Callable[[Callable[..., R]], Callable[.
             is_flag=True,
             help="Revoke what still runs at the deadline, and wait on.",
         )
-        return wait(deadline(revokes(command)))
+        return wait(deadline(revokes(with_patience)))
 
     return decorate
 
@@ -60,7 +70,7 @@ def _patience_options(wait_help: str) -> Callable[[Callable[..., R]], Callable[.
 @click.command()
 @targets_argument
 @reason_option
-@_patience_options("Wait until no lease runs there.")
+@patience_options("Wait until no lease runs there.")
 @yes_option
 @broker_options
 @json_option("what became of each environment")
@@ -68,9 +78,7 @@ def drain(
     brokers: BrokerOptions,
     targets: Sequence[str],
     reason: str,
-    wait: bool,
-    deadline: float | None,
-    revokes: bool,
+    patience: Patience,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -88,10 +96,8 @@ def drain(
       testenv drain 'te-host-*' --deadline 30m --revoke --reason "kernel update" --yes
     """
     with operating():
-        check_reason(reason)
-        patience = _patience(wait, deadline, revokes)
         endpoints, chosen = chosen_of(brokers, targets)
-        if revokes:
+        if patience.revoke:
             _announce_revocation(chosen, patience)
             for one in chosen:
                 click.echo(f"{_named(one)}: will be cordoned", err=True)
@@ -103,7 +109,8 @@ def drain(
 @click.command()
 @targets_argument
 @reason_option
-@_patience_options("Wait until all are built, or broken.")
+@patience_options("Wait until all are built, or broken.")
+@reprovision_options
 @yes_option
 @broker_options
 @json_option("what became of each environment")
@@ -111,9 +118,8 @@ def rebuild(
     brokers: BrokerOptions,
     targets: Sequence[str],
     reason: str,
-    wait: bool,
-    deadline: float | None,
-    revokes: bool,
+    patience: Patience,
+    procedure: Procedure | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -124,6 +130,10 @@ def rebuild(
     no new lease begins there. Without --wait that goes on by itself. It may be interrupted and
     repeated at any time.
 
+    With --reprovision whole hosts are made anew, operating system and all, by your own command:
+    drained, handed to it, and awaited until their new agents offer all their environments. That
+    goes host by host; the others go on, and are cordoned only in their turn.
+
     Exit status: 0, also without --wait while it goes on; 1 where a host or an environment failed;
     3 if something is left at the deadline.
 
@@ -131,19 +141,23 @@ def rebuild(
     Example:
       testenv rebuild te-host-01 --wait --reason "nodes get 8 GiB"
       testenv rebuild 'te-host-*' --deadline 30m --revoke --yes
+      testenv rebuild 'te-host-*' --reprovision \\
+        --reprovision-command "openstack server rebuild --wait {host}"
     """
+    if procedure:
+        reprovision(brokers, targets, reason, patience, procedure, yes=yes, as_json=as_json)
+        return
     with operating():
-        check_reason(reason)
-        patience = _patience(wait, deadline, revokes)
         endpoints, chosen = chosen_of(brokers, targets)
         _announce_rebuild(chosen)
-        if revokes:
+        if patience.revoke:
             _announce_revocation(chosen, patience)
         confirm(yes)
         said = {
             Result.DONE: "rebuilt",
             Result.REMOVED: "removed",
             Result.LEASED: "will be rebuilt, but is still",
+            Result.HELD: "will be rebuilt, but is still",
             Result.UNDER_WAY: "will be rebuilt, and",
             Result.UNKNOWN: "not known to be rebuilt:",
         }
@@ -170,10 +184,7 @@ def _see_through(
         vigil = Vigil(endpoints, chosen, order, progress.show)
         outcomes = asyncio.run(vigil.run(patience))
     tell(outcomes, said, as_json)
-    if any(one.is_bad for one in outcomes):
-        sys.exit(ExitStatus.FAILED)
-    if patience.waits and any(one.is_left for one in outcomes):
-        sys.exit(ExitStatus.STILL_LEASED)
+    exit_unless_done(outcomes, waited=patience.waits)
 
 
 def _announce_rebuild(chosen: Sequence[Chosen]) -> None:

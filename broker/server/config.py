@@ -28,7 +28,8 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> BrokerConfig:
     config = parse(BrokerConfig, document, source)
     parse_endpoint(config.listen, f"{source}: listen", any_port=True)
     if config.http:
-        parse_endpoint(config.http.listen, f"{source}: http.listen", any_port=True)
+        where = f"{source}: http.listen"
+        parse_endpoint(config.http.listen, where, any_port=True, needs_port=True)
     _check_access(config.access, source)
     if path and config.tls:
         own = options.get("tls", {})

@@ -41,7 +41,7 @@ _HANDSHAKE = b"\x16"
 _PLAIN_ON_TLS = response(Kind.ERROR, b"PLAIN_ON_TLS_PORT", b"This port speaks TLS only")
 
 
-def listening_socket(listen: Endpoint, option: str = "--listen") -> socket.socket:
+def listening_socket(listen: Endpoint, option: str) -> socket.socket:
     """A socket that listens at `listen`, port 0 being any free one.
 
     Raises BrokerStartError, naming the `option` that `listen` is of.

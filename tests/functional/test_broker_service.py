@@ -60,6 +60,7 @@ def test_documented_configuration_has_every_key_with_its_default(tmp_path: Path)
         ("[access]\njob = ['everybody']", "access.job: 'everybody' is not ATTRIBUTE=GLOB"),
         ("[access]\njob = ['UID=x']", "attributes: CN, O, OU, C, L, ST"),
         ("listen = '127.0.0.1:x'", "listen: '127.0.0.1:x' is not a broker address"),
+        ("[http]\nlisten = '127.0.0.1'", "http.listen: '127.0.0.1' has no port"),
         ("[tls]\ncert = 'no'\nkey = 'no'\nca = 'no'", "tls.cert: cannot be read"),
     ],
 )

@@ -1,81 +1,20 @@
 """Operators' commands on a broker, two agents and running jobs, all real processes."""
 
-import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from schemas.exits import SIGNAL_BASE, ExitStatus
 from tests.functional.brokers import OURS, running_broker
 from tests.functional.client_rig import PEERS
-from tests.functional.lease_rig import BIN, BOUND_S, HASTY, Host, Job, Stage, staged, wait_for
+from tests.functional.lease_rig import BOUND_S, HASTY, Host, Job, Stage, staged, wait_for
+from tests.functional.operator_rig import Operator, cordon_of
 
 REASON = "te1 gets a new disk"
-
-
-class Said(NamedTuple):
-    """What a command of ours said, and its exit status."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.out)
-        return loaded
-
-    @property
-    def results(self) -> dict[str, str]:
-        """Of `--json`: what became of each target."""
-        return {each["target"]: each["result"] for each in self.document["outcomes"]}
-
-
-class Operator:
-    """Types `testenv` commands about a stage."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    def types(self, *words: str) -> Said:
-        with self.typing(*words) as command:
-            return self.reads(command)
-
-    @contextmanager
-    def typing(self, *words: str) -> Iterator[subprocess.Popen[str]]:
-        """A command that runs, and is killed at the end if it still does."""
-        command = subprocess.Popen(
-            [str(BIN / "testenv"), *words, "-b", self._stage.addresses],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield command
-        finally:
-            command.kill()
-            command.communicate(timeout=BOUND_S)
-
-    def reads(self, command: subprocess.Popen[str]) -> Said:
-        out, err = command.communicate(timeout=BOUND_S)
-        return Said(command.returncode, out, err)
-
-    def hears(self, command: subprocess.Popen[str], text: str) -> None:
-        """Wait until it has said `text` on stderr."""
-        assert command.stderr
-        assert any(text in line for line in command.stderr)
-
-
-def cordon_of(host: Host) -> str | None:
-    """The reason, as the host's journal has it; None if it is not cordoned."""
-    [env] = host.journal.environments
-    return env.cordoned
 
 
 class Scene(NamedTuple):

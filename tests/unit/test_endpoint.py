@@ -91,6 +91,13 @@ def test_port_0_is_for_listening_only() -> None:
         parse_endpoint("127.0.0.1:0", "--geard")
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1", "[::1]", "localhost"])
+def test_what_is_no_broker_needs_a_port(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--http: '.*' has no port; as in 127.0.0.1:9100$"):
+        parse_endpoint(text, "--http", any_port=True, needs_port=True)
+    assert parse_endpoint(f"{text}:0", "--http", any_port=True, needs_port=True).port == 0
+
+
 def test_addresses_are_told_from_names() -> None:
     numeric = [Endpoint("127.0.0.1"), Endpoint("::1"), Endpoint("fe80::1%eth0")]
     assert all(endpoint.is_numeric for endpoint in numeric)

@@ -28,6 +28,26 @@ def test_a_log_gets_a_dated_line_for_every_change() -> None:
     assert lines == ["testenv: te1: waits", "testenv: te1: empty", "testenv: te2: empty"]
 
 
+def test_what_others_say_stands_in_a_log_as_it_is() -> None:
+    log = io.StringIO()
+    with Progress(log) as progress:
+        progress.pass_on("te1", "[bold]50%")
+    assert log.getvalue() == "te1: [bold]50%\n"
+
+
+def test_what_others_say_scrolls_by_above_the_rows_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    with Progress(screen) as progress:
+        progress.show("te1", "waits")
+        before = len(screen.getvalue())
+        progress.pass_on("te1", "[bold]50% " + 100 * "x")
+        redrawn = screen.getvalue()[before:]
+    assert re.search(r"te1: \[bold\]50% x{100}\r?\n.*te1 +waits", redrawn, re.DOTALL)
+
+
 def test_a_terminal_gets_a_row_a_host_redrawn_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     screen = Terminal()

@@ -69,7 +69,7 @@ async def listening(
     exchange = SlowExchange(loop, limits or LimitsSection())
     commands = Commands(exchange, version="1", shutdown=lambda _: None)
     board = Switchboard(loop, exchange, commands, Metrics(), AccessSection(), trust)
-    sock = listening_socket(Endpoint("127.0.0.1", 0))
+    sock = listening_socket(Endpoint("127.0.0.1", 0), "--listen")
     address: tuple[str, int] = sock.getsockname()
     listener = Listener(sock, board)
     listener.start()
@@ -156,7 +156,7 @@ async def test_peer_that_does_not_read_what_asyncio_has_for_it_is_cut_off() -> N
 def test_longest_keepalive_that_may_be_configured_is_linuxs_too() -> None:
     keys = ("keepalive_idle_s", "keepalive_interval_s", "keepalive_count")
     longest = dict(zip(keys, (32_767, 32_767, 127), strict=True))
-    with closing(listening_socket(Endpoint("127.0.0.1", 0))) as sock:
+    with closing(listening_socket(Endpoint("127.0.0.1", 0), "--listen")) as sock:
         set_options(sock, LimitsSection(**longest))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 127
     for key, most in longest.items():
