@@ -20,7 +20,9 @@ setup: ## install everything: packages, and a virtual environment at .venv
 demo: setup ## two hosts, a broker, agents and clients on this machine; nothing stays behind
 	tests/lab/demo.sh
 
-test: setup check contract functional fuzz chaos-short e2e ## all tests, with real VMs on real Open vSwitch
+test: setup check ## all tests, with real VMs on real Open vSwitch
+	.ci/at-once contract fuzz
+	$(MAKE) functional chaos-short e2e
 	@echo "all tests passed"
 
 check: lint type unit ## ruff, mypy, import rules, unit tests
@@ -40,13 +42,7 @@ contract: ## one suite over fake drivers and, in a lab host, over real libvirt a
 	$(LAB) run --host contract -- $(PYTEST) tests/contract
 
 functional: ## brokers, agents and clients as real processes; they wait a lot, so two halves at once
-	@mkdir -p build
-	@# A shell ignores SIGINT in the background, and so would all that is started there.
-	@env --default-signal=INT,QUIT $(MAKE) functional-clients \
-	  > build/functional-clients.log 2>&1 < /dev/null & clients=$$!; \
-	$(MAKE) functional-servers; failed=$$?; \
-	wait $$clients || failed=1; \
-	cat build/functional-clients.log; exit $$failed
+	.ci/at-once functional-servers functional-clients
 
 functional-clients:
 	$(PYTEST) $(CLIENT_TESTS)
