@@ -28,10 +28,19 @@ from testenv.operators import (
 from testenv.targets import find_environment
 from testenv.workspace import DATAFILE_SUFFIX, replace_private
 
+
+def _hold_time(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """A click callback: the seconds that `--for` gives."""
+    seconds = duration_value(ctx, option, value)
+    if seconds == 0:
+        raise click.BadParameter("must be more than 0s")
+    return seconds
+
+
 for_option = click.option(
     "--for",
     "for_s",
-    callback=duration_value,
+    callback=_hold_time,
     metavar="TIME",
     help="How long, once it is held: 90s, 30m, 2h [default: 2h].",
 )

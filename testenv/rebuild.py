@@ -30,12 +30,14 @@ def rebuild_order(reason: str, chosen: Iterable[Chosen]) -> Order:
 
 
 class Before:
-    """The leases that ran before environments were rebuilt: none of them runs in a rebuilt one."""
+    """What was in use before environments were rebuilt: leases, and holds. None of them is in a
+    rebuilt one."""
 
     def __init__(self, chosen: Iterable[Chosen]) -> None:
         reports = [one.view.report for one in chosen if one.view.report]
         envs = [env for report in reports for env in report.environments]
         self._leases = {env.lease.id for env in envs if env.lease}
+        self._holds = {(env.id, env.hold.since) for env in envs if env.hold}
 
     def standing(self, env: EnvironmentReport, refused: Refusals) -> Outcome:
         """How far `env` is. Where its agent has started anew it is not `rebuilding` any more, but
@@ -45,6 +47,8 @@ class Before:
         if env.lease and env.lease.id in self._leases:
             return leased(env, env.lease, refused)
         if env.hold and env.rebuilding:
+            self._holds.add((env.id, env.hold.since))
+        if env.hold and (env.id, env.hold.since) in self._holds:
             return Outcome(target=env.id, result=Result.HELD, detail=kept(env.hold))
         if env.rebuilding or env.state in (EnvState.BUILDING, EnvState.DIRTY):
             detail = f"is {env.state}"

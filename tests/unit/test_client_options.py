@@ -88,6 +88,9 @@ def test_bad_broker_in_the_environment_is_named_as_such() -> None:
         ["--wait-timeout", "nan", "x"],
         ["--connect-timeout", "inf", "x"],
         ["--kill-after", "soon", "x"],
+        ["--hold-on-failure", "soon", "x"],
+        ["--hold-on-failure", "0s", "x"],
+        ["--hold-on-failure", "32d", "x"],
         ["--no-such-option", "x"],
         ["--time", "5", "x"],
     ],
@@ -118,6 +121,12 @@ def test_files_are_checked_before_anything_is_locked(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=1))
 def test_whatever_follows_the_dashes_is_the_command(command: list[str]) -> None:
     assert parse_options(["-t", "5", "--", *command], {}).command == tuple(command)
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("90s", 90), ("1h30m", 5400), ("31d", 2678400)])
+def test_a_hold_lasts_as_long_as_it_says(told: str, seconds: float) -> None:
+    assert parse_options(["--hold-on-failure", told, "x"], {}).hold_s == seconds
+    assert parse_options(["x"], {}).hold_s is None
 
 
 @pytest.mark.parametrize("option", ["--report", "--datafile"])

@@ -2,19 +2,20 @@
 
 import pytest
 
-from schemas.status import EnvironmentReport
+from schemas.status import EnvironmentReport, Hold
 from testenv.drain import drain_order
 from testenv.fleet import HostView
 from testenv.operate import Result
 from testenv.targets import Chosen
 from testenv.vigil import in_words, outlook
-from tests.unit.fleet_rig import a_host, a_silent_host, an_environment
+from tests.unit.fleet_rig import NOON, a_host, a_silent_host, an_environment
 
 ENV = "te1/1"
 DRAIN = drain_order("")
 EMPTY = an_environment(ENV)
 BEFORE = Chosen(a_host("te1", EMPTY), (ENV,), whole=True)
 HELD = an_environment(ENV, held=True)
+KEPT = Hold(for_s=60, since=NOON, until=NOON, asked_by="bob", holder="ann")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,12 @@ HELD = an_environment(ENV, held=True)
             Result.LEASED,
             "leased by ann, who is told to end",
         ),
+        (
+            an_environment(ENV, hold=KEPT),
+            Result.HELD,
+            "held for ann, until 2026-11-26 12:00:00 UTC",
+        ),
+        (an_environment(ENV, hold=Hold(for_s=60, asked_by="bob")), Result.HELD, "held for bob"),
         (an_environment(ENV, offered=True), Result.LEASED, "its offer is being withdrawn"),
         (
             an_environment(ENV, cordoned=False),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import OfferRefused
 from schemas.legs import (
+    MAX_HOLD_S,
     Attach,
     BadMessage,
     Offered,
@@ -64,10 +65,29 @@ def test_offer_whose_terms_cannot_be_kept_is_refused_and_never_taken_for_version
 def test_every_message_is_read_as_it_was_written() -> None:
     attach = Attach("a", 3, "s", "callback_1", "")
     assert Attach.parse(attach.dump()) == attach
+    assert attach.told is None
+    told = Attach("a", 3, "s", "", "exited", 7, 60.0)
+    assert Attach.parse(told.dump()) == told
+    assert told.told == Result("exited", 7, 60.0)
     assert Resume.parse(Resume("a", 3, 7).dump()) == Resume("a", 3, 7)
-    assert Result.parse(Result("exited", 7).dump()) == Result("exited", 7)
+    for result in (Result("exited", 7), Result("exited", 7, 60.0), Result("gone")):
+        assert Result.parse(result.dump()) == result
     assert is_confirmation(confirmation("a"), "a")
     assert not is_confirmation(confirmation("a"), "b")
+
+
+@pytest.mark.parametrize(
+    "told", [0, -1, MAX_HOLD_S + 1, 10**400, float("nan"), float("inf"), "60", [], None]
+)
+def test_a_wish_for_a_hold_that_cannot_be_is_none(told: object) -> None:
+    document = {"testenv": {"reason": "exited", "exit_code": 1, "hold_s": told}}
+    assert Result.parse(json.dumps(document).encode()) == Result("exited", 1)
+
+
+def test_an_older_client_says_nothing_of_a_hold() -> None:
+    assert Result.parse(b'{"testenv": {"reason": "exited", "exit_code": 1}}') == Result("exited", 1)
+    attach = {"lease": "a", "generation": 3, "secret": "s", "callback": "", "result": "killed"}
+    assert Attach.parse(json.dumps({"testenv": attach}).encode()).told == Result("killed")
 
 
 def test_what_a_stranger_says_stays_one_short_line() -> None:

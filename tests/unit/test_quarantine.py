@@ -7,6 +7,7 @@ import pytest
 from hosts.journal_rows import Ended
 from hosts.lease import End
 from hosts.quarantine import Rules, Tally, chance_of, failed_leases, failed_turnovers, has_failed
+from schemas.legs import INTERRUPTED
 
 ENV, PEER = "te1/1", "te1/2"
 RULES = Rules(turnovers=3, window=20, min_leases=5, chance=0.001)
@@ -26,6 +27,8 @@ def leases(environment: str, *, bad: int = 0, good: int = 0) -> list[Ended]:
         (End.CUT, None, True),
         (End.SILENT, None, True),
         (End.OUT_OF_TIME, None, True),
+        (INTERRUPTED, -15, False),
+        (INTERRUPTED, 143, False),
     ],
 )
 def test_a_lease_fails_by_its_exit_code_or_by_being_lost(

@@ -1,5 +1,7 @@
 """How far a rebuild is, what one may take up, and that one asked for twice is done once."""
 
+from datetime import timedelta
+
 import pytest
 
 from hosts.admission import Bar, Shutdown
@@ -8,12 +10,12 @@ from hosts.rebuild import Remaking, refuse_other_changes
 from schemas.config import HostConfig
 from schemas.errors import ConfigError
 from schemas.plan import Environment, Facts
-from schemas.status import EnvironmentReport
+from schemas.status import EnvironmentReport, Hold
 from testenv.operate import Result
 from testenv.rebuild import rebuild_order
 from testenv.targets import Chosen
 from testenv.vigil import in_words, outlook
-from tests.unit.fleet_rig import a_host, an_environment
+from tests.unit.fleet_rig import NOON, a_host, an_environment
 
 ENV = "te1/1"
 READY = an_environment(ENV)
@@ -84,6 +86,17 @@ def test_a_lease_that_was_seen_before_the_rebuild_is_waited_for_also_by_a_new_ag
     for env in (waiting, HELD):
         [outcome] = outlook(FREE, a_host("te1", env), order)
         assert outcome.result is Result.LEASED
+
+
+def test_a_hold_that_was_seen_before_the_rebuild_is_waited_for_also_by_a_new_agent() -> None:
+    order = rebuild_order("", [FREE])
+    kept = an_environment(ENV, state="held", hold=Hold(for_s=60, since=NOON, asked_by="ann"))
+    for env in (kept.model_copy(update={"rebuilding": True}), kept):
+        [outcome] = outlook(FREE, a_host("te1", env), order)
+        assert (outcome.result, outcome.detail) == (Result.HELD, "held for ann")
+    later = kept.model_copy(update={"hold": Hold(for_s=60, since=NOON + timedelta(1))})
+    [outcome] = outlook(FREE, a_host("te1", later), order)
+    assert outcome.result is Result.DONE
 
 
 def test_environments_come_and_go_with_a_whole_host_s_count() -> None:

@@ -65,5 +65,12 @@ def test_an_environment_is_rebuilt_from_any_state_in_which_nobody_uses_or_makes_
     assert set(rebuilt.values()) == {EnvState.BUILDING}
 
 
+def test_what_is_held_is_turned_over_and_is_nothing_that_is_made_leased_or_distrusted() -> None:
+    held = {state for (state, event), to in TRANSITIONS.items() if to is EnvState.HELD}
+    assert held == {EnvState.READY, EnvState.DIRTY, EnvState.BROKEN}
+    leaving = {pair: to for pair, to in TRANSITIONS.items() if pair[0] is EnvState.HELD}
+    assert leaving == {(EnvState.HELD, Event.UNHELD): EnvState.DIRTY}
+
+
 def test_every_state_has_an_effect() -> None:
     assert set(EFFECTS) == set(EnvState)
