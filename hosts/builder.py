@@ -266,7 +266,8 @@ class Builder:
 
         def wiring() -> Differences:
             taps = frozenset(self._drivers.network.taps())
-            return wiring_differences(self._plan, env, Wiring(bridges, taps))
+            # An earlier fence, or a hold, has unplugged the same ports.
+            return wiring_differences(self._plan, env, Wiring(bridges, taps), unplugged=False)
 
         found: Differences = ()
         for look in (definitions, wiring):

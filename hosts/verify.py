@@ -69,8 +69,11 @@ def definition_differences(env: Environment, domains: Mapping[str, DomainDetails
     )
 
 
-def wiring_differences(plan: HostPlan, env: Environment, wiring: Wiring) -> Differences:
-    """What is not plugged in as planned, or is where nothing was planned."""
+def wiring_differences(
+    plan: HostPlan, env: Environment, wiring: Wiring, *, unplugged: bool = True
+) -> Differences:
+    """What is not plugged in as planned, or is where nothing was planned. `unplugged`: whether to
+    tell of what is plugged in nowhere."""
     bridges = {bridge.name: bridge for bridge in wiring.bridges}
     return (
         *(
@@ -78,7 +81,7 @@ def wiring_differences(plan: HostPlan, env: Environment, wiring: Wiring) -> Diff
             for name in (plan.public.bridge, env.bridge)
             if name not in bridges
         ),
-        *_port_differences(env, wiring),
+        *_port_differences(env, wiring, unplugged),
         *(
             Difference(bridge, f"stray port {port}")
             for bridge, port in stray_ports(plan, env, wiring.bridges)
@@ -141,7 +144,7 @@ def _facts_otherwise(domain: Domain, found: DomainDetails) -> Iterator[str]:
         yield f"boots from {_boot_words(found.boot)}, planned {_boot_words(planned_boot)}"
 
 
-def _port_differences(env: Environment, wiring: Wiring) -> Iterator[Difference]:
+def _port_differences(env: Environment, wiring: Wiring, unplugged: bool) -> Iterator[Difference]:
     homes: dict[str, tuple[str, PortInfo]] = {
         port.name: (bridge.name, port)
         for bridge in wiring.bridges
@@ -151,7 +154,8 @@ def _port_differences(env: Environment, wiring: Wiring) -> Iterator[Difference]:
         if nic.port not in wiring.taps:
             yield Difference(nic.port, "there is no such tap, or it is not marked as ours")
         if nic.port not in homes:
-            yield Difference(nic.port, f"is on no bridge of ours, planned on {nic.bridge}")
+            if unplugged:
+                yield Difference(nic.port, f"is on no bridge of ours, planned on {nic.bridge}")
             continue
         bridge, port = homes[nic.port]
         if bridge != nic.bridge:

@@ -26,6 +26,7 @@ from hosts.verify import (
     power_differences,
     reservations,
     stray_ports,
+    wiring_differences,
 )
 from schemas.config import HostConfig
 from schemas.plan import Domain, Facts, HostPlan, KernelBoot
@@ -192,6 +193,10 @@ def test_a_port_that_is_elsewhere_or_nowhere_is_named() -> None:
     assert told(replace(good, wiring=replace(good.wiring, bridges=nowhere))) == [
         "te1n0e0: is on no bridge of ours, planned on brbm1"
     ]
+    fenced = wiring_differences(
+        PLAN, PLAN.environments[0], Wiring(nowhere, good.wiring.taps), unplugged=False
+    )
+    assert fenced == ()
     moved = tuple(
         BridgeInfo("brbm2", {**each.ports, "te1n0e0": PortInfo("te1n0e0")})
         if each.name == "brbm2"
