@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,14 @@ from hosts.verify import (
     stray_ports,
     wiring_differences,
 )
-from schemas.errors import DiskError, DomainError, DriverError, EnvironmentDiffers, HostError
+from schemas.errors import (
+    DiskError,
+    DomainError,
+    DriverError,
+    EnvironmentDiffers,
+    HostError,
+    TooFewHugePages,
+)
 from schemas.plan import Domain, Environment, HostPlan, KernelBoot, Nic
 
 log = logging.getLogger(__name__)
@@ -217,7 +225,8 @@ class Builder:
         self._sweeper.spared.discard(env.number)
         with self._alone(env), _threads(env) as pool:
             self._power_off(env, pool)
-            _all(pool, (self.ensure_host, partial(self._check_boot_files, env.seed)))
+            checks = (partial(self._check_boot_files, env.seed), partial(self._check_pages, env))
+            _all(pool, (self.ensure_host, *checks))
             self._renew(env, pool)
             if found := self._differences(env, pool):
                 log.warning("%s: made anew once more: %s", env.id, "; ".join(map(str, found)))
@@ -316,6 +325,16 @@ class Builder:
             for path in (domain.boot.kernel, domain.boot.initrd):
                 if path:
                     self._drivers.disks.check_readable(path)
+
+    def _check_pages(self, env: Environment) -> None:
+        """For all of its machines: who holds it powers on the nodes, and must not fail for that."""
+        memory_mib = sum(domain.memory_mib for domain in env.domains if domain.hugepages)
+        if not memory_mib:
+            return
+        pages = self._drivers.memory.hugepages()
+        needed = ceil(memory_mib * 1024 / pages.size_kib) if pages.size_kib else 1
+        if needed > pages.free:
+            raise TooFewHugePages(env.id, needed=needed, free=pages.free, total=pages.total)
 
     def _differences(self, env: Environment, pool: ThreadPoolExecutor) -> Differences:
         observed = self._look(env, pool)

@@ -45,7 +45,10 @@ def _check_resource(bound: Bound, count: int) -> Check:
     if bound.resource == "cpus":
         # CPUs are shared, and an admin asked for this count: slow, but nothing fails.
         return Check(bound.resource, True, f"{detail}: overcommitted")
-    return Check(bound.resource, False, detail, "lower environments.count or the machines' sizes")
+    remedy = "lower environments.count or the machines' sizes"
+    if bound.resource == "hugepages":
+        remedy += f", or reserve more: sysctl vm.nr_hugepages={needed}"
+    return Check(bound.resource, False, detail, remedy)
 
 
 async def _check_brokers(brokers: Sequence[Endpoint]) -> list[Check]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from hosts.drivers.memory import LinuxMemory
 from schemas.errors import ConfigError
 from schemas.plan import Facts
 
@@ -26,10 +27,13 @@ def machine_facts(state_dir: Path) -> Facts:
     used = sum(
         path.stat().st_blocks * 512 for path in (state_dir / "disks").glob("*") if path.is_file()
     )
+    pages = LinuxMemory().hugepages()
     return Facts(
         memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MIB,
         cpus=os.cpu_count() or 1,
         disk_gib=(space.f_bavail * space.f_frsize + used) // _GIB,
+        hugepages=pages.total,
+        hugepage_kib=pages.size_kib or Facts.model_fields["hugepage_kib"].default,
     )
 
 
@@ -43,7 +47,10 @@ def read_facts(path: Path) -> Facts:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            path, first["msg"], key=key, remedy="allowed: memory_mib, cpus, disk_gib, all integers"
+            path,
+            first["msg"],
+            key=key,
+            remedy="allowed: memory_mib, cpus, disk_gib, hugepages, hugepage_kib, all integers",
         ) from exc
     except (ValueError, RecursionError) as exc:
         raise ConfigError(path, f"is not JSON: {exc}") from exc

@@ -42,8 +42,10 @@ def plan_host(config: HostConfig, facts: Facts, source: str | Path = "configurat
     """Everything that `config` stands for on a machine with `facts`.
 
     The same configuration gives the same plan on every run. Raises ConfigError, naming `source`,
-    if there are more environments than seed addresses or if two MACs collide.
+    if there are more environments than seed addresses, if two MACs collide, or if a VM's memory
+    is no whole number of huge pages.
     """
+    _refuse_parts_of_pages(config, facts, source)
     count = _count(config, facts)
     addresses = next(bound for bound in count.bounds if bound.resource == "addresses")
     if count.value > addresses.allows:
@@ -100,11 +102,19 @@ def _count(config: HostConfig, facts: Facts) -> Count:
             allows=int(round(max(0, total - kept) * overcommit, 6)) // each,
         )
 
-    memory = seed.memory_mib + nodes.count * nodes.memory_mib
+    memory_mib = seed.memory_mib + nodes.count * nodes.memory_mib
+    if config.environments.memory_backing == "hugepages":
+        memory = bound(
+            "hugepages", "pages", facts.hugepages, 0, memory_mib * 1024 // facts.hugepage_kib
+        )
+    else:
+        memory = bound(
+            "memory", "MiB", facts.memory_mib, reserve.memory_mib, memory_mib, more.memory
+        )
     cpus = seed.cpus + nodes.count * nodes.cpus
     disk = seed.disk_gib + nodes.count * nodes.disk_gib
     bounds = (
-        bound("memory", "MiB", facts.memory_mib, reserve.memory_mib, memory, more.memory),
+        memory,
         bound("cpus", "", facts.cpus, reserve.cpus, cpus, more.cpus),
         bound("disk", "GiB", facts.disk_gib, reserve.disk_gib, disk, more.disk),
         bound("addresses", "", int(last) - int(first) + 1, 0, 1),
@@ -184,6 +194,7 @@ def _domain(
         role=role,
         cpus=size.cpus,
         memory_mib=size.memory_mib,
+        hugepages=config.environments.memory_backing == "hugepages",
         disk=disk,
         nics=nics,
         boot=boot,
@@ -222,6 +233,20 @@ def images_directory(state_dir: Path) -> Path:
 def seed_address(config: HostConfig, number: int) -> IPv4Address:
     """The public address of environment `number`'s seed; environment 1 has the first one."""
     return config.public.seed_addresses[0] + (number - 1)
+
+
+def _refuse_parts_of_pages(config: HostConfig, facts: Facts, source: str | Path) -> None:
+    if config.environments.memory_backing != "hugepages":
+        return
+    for key, size in (("seed", config.environments.seed), ("nodes", config.environments.nodes)):
+        if size.memory_mib * 1024 % facts.hugepage_kib:
+            raise ConfigError(
+                source,
+                f"{size.memory_mib} MiB is no whole number of huge pages of"
+                f" {facts.hugepage_kib} KiB",
+                key=f"environments.{key}.memory_mib",
+                remedy="round it up, or use another default_hugepagesz",
+            )
 
 
 def _refuse_collisions(plan: HostPlan, source: str | Path) -> None:

@@ -212,9 +212,19 @@ class EnvironmentsSection(_Section):
     count: Annotated[int, Field(ge=0, le=999)] | Literal["auto"] = "auto"
     reserve: Resources = Resources()
     overcommit: Overcommit = Overcommit()
+    memory_backing: Literal["ordinary", "hugepages"] = "ordinary"
+    """Where guests' memory comes from; huge pages are the host's own, of its default size."""
     labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)] = ()
     seed: SeedSection = Field(default_factory=_default_seed)
     nodes: NodesSection = NodesSection()
+
+    @model_validator(mode="after")
+    def _pages_are_not_shared(self) -> Self:
+        if self.memory_backing == "hugepages" and self.overcommit.memory != 1:
+            raise ValueError(
+                "overcommit.memory must be 1 with hugepages: a guest has its pages for itself"
+            )
+        return self
 
 
 class HealthSection(_Section):

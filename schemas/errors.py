@@ -23,12 +23,14 @@ TestenvError
     ├── HookError               an admin's own command has failed
     ├── ImageError              a base image is not usable, or in use
     ├── EnvironmentDiffers      an environment is not as planned, and can't be made so
+    ├── TooFewHugePages         for an environment's machines
     └── DriverError
         ├── ForeignObject       something with our name that is not marked as ours
         ├── DomainError         libvirt
         ├── DiskError           images and overlays
         ├── BridgeError         Open vSwitch
         ├── NetworkError        taps and addresses of the host
+        ├── MemoryDriverError   the host's huge pages
         └── AddressServerError  dnsmasq
 """
 
@@ -245,6 +247,21 @@ class JournalError(HostError):
         super().__init__(f"journal {path}: {why}", remedy=remedy)
 
 
+class TooFewHugePages(HostError):
+    """The machines of `environment` need more huge pages than are `free`."""
+
+    def __init__(self, environment: str, *, needed: int, free: int, total: int) -> None:
+        self.environment = environment
+        self.needed = needed
+        self.free = free
+        self.total = total
+        super().__init__(
+            f"{environment} needs {needed} huge pages, and {free} of {total} are free",
+            remedy=f"end what else uses them, or reserve more: sysctl vm.nr_hugepages="
+            f"{total + needed - free}",
+        )
+
+
 class EnvironmentDiffers(HostError):
     """`environment` was made anew twice, and still has these `differences` from its plan."""
 
@@ -331,6 +348,12 @@ class NetworkError(DriverError):
     """A tap device or an address of the host could not be made."""
 
     kind = "interface"
+
+
+class MemoryDriverError(DriverError):
+    """What the host's huge pages are could not be found out."""
+
+    kind = "file"
 
 
 class AddressServerError(DriverError):

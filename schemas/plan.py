@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Mac = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
 
@@ -33,6 +33,9 @@ class Facts(_Plan):
     memory_mib: int
     cpus: int
     disk_gib: int
+    hugepages: int = 0
+    """In all, of the default size."""
+    hugepage_kib: int = Field(default=2048, gt=0)
 
 
 class Bound(_Plan):
@@ -92,6 +95,8 @@ class Domain(_Plan):
     role: Role
     cpus: int
     memory_mib: int
+    hugepages: bool = False
+    """Whether its memory comes from the host's huge pages."""
     disk: Disk
     nics: tuple[Nic, ...]
     boot: Literal["network", "disk"] | KernelBoot

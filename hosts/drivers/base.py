@@ -106,6 +106,16 @@ class DiskInfo:
     backing_format: str = ""
 
 
+@dataclass(frozen=True)
+class HugePages:
+    """Huge pages of the machine's default size; `size_kib` is 0 where it has none."""
+
+    size_kib: int
+    total: int
+    free: int
+    """Of them, what is promised to nobody."""
+
+
 class Hypervisor(Protocol):
     """Domains. Raises DomainError, or ForeignObject for a domain that is not ours."""
 
@@ -187,6 +197,12 @@ class AddressServer(Protocol):
         """Stop serving and leave nothing behind."""
 
 
+class HostMemory(Protocol):
+    """The machine's memory. Raises MemoryDriverError."""
+
+    def hugepages(self) -> HugePages: ...
+
+
 class Disks(Protocol):
     """Disks of domains. Raises DiskError."""
 
@@ -214,6 +230,7 @@ class Drivers:
     network: HostNetwork
     addresses: AddressServer
     disks: Disks
+    memory: HostMemory
 
     def close(self) -> None:
         self.hypervisor.close()

@@ -12,6 +12,7 @@ from hosts.drivers.domain_xml import qemu_credentials
 from hosts.drivers.hypervisor import LibvirtHypervisor
 from hosts.drivers.kvm import prove_kvm
 from hosts.drivers.libvirt_connection import LibvirtConnection
+from hosts.drivers.memory import LinuxMemory
 from hosts.drivers.network import LinuxNetwork
 from hosts.drivers.switch import OvsSwitch, detect_datapath_type
 from hosts.drivers.trial import Trial, running_guest
@@ -39,6 +40,7 @@ def connect(config: HostConfig) -> Drivers:
         network=LinuxNetwork(host, qemu.uid),
         addresses=_address_server(config),
         disks=QemuImg(qemu),
+        memory=LinuxMemory(),
     )
 
 

@@ -40,6 +40,7 @@ def domain_xml(domain: Domain, *, host: str, domain_type: str, datapath_type: st
         E.uuid(str(domain.uuid)),
         E.metadata(mark_element(host)),
         E.memory(str(domain.memory_mib), unit="MiB"),
+        *([E.memoryBacking(E.hugepages())] if domain.hugepages else []),
         E.vcpu(str(domain.cpus)),
         _os(domain.boot),
         E.features(E.acpi(), E.apic()),

@@ -19,6 +19,7 @@ from hosts.drivers.base import (
     DomainInfo,
     DriveInfo,
     Drivers,
+    HugePages,
     NicInfo,
     PortInfo,
     Reservation,
@@ -34,6 +35,7 @@ from schemas.errors import (
 from schemas.plan import Disk, Domain, KernelBoot
 
 _GIB = 1 << 30
+_PAGE_KIB = 2048
 
 
 @dataclass
@@ -90,6 +92,8 @@ class FakeMachine:
     images: set[Path] = field(default_factory=set)
     """Base images, kernels and the like that can be used."""
     reservations: tuple[Reservation, ...] = ()
+    hugepages: int = 0
+    """Of 2 MiB, in all."""
     is_deaf: bool = False
     """The address server should answer, and does not."""
     calls: int = field(default=0, compare=False)
@@ -143,6 +147,7 @@ def fake_drivers(machine: FakeMachine, host: str) -> Drivers:
         network=FakeNetwork(machine, host),
         addresses=FakeAddresses(machine),
         disks=FakeDisks(machine),
+        memory=FakeMemory(machine),
     )
 
 
@@ -179,6 +184,8 @@ class FakeHypervisor:
         for nic in domain.plan.nics:
             if nic.port not in self.machine.devices:
                 raise DomainError(name, f"device {nic.port} does not exist")
+        if _pages(domain.plan) > FakeMemory(self.machine).hugepages().free:
+            raise DomainError(name, "QEMU can't allocate its memory")
         domain.running = True
         self.machine.used.add(domain.plan.disk.path)
 
@@ -342,6 +349,21 @@ class FakeAddresses:
         self.machine.attempt("remove")
         self.machine.reservations = ()
         self.machine.is_deaf = False
+
+
+@dataclass
+class FakeMemory:
+    machine: FakeMachine
+
+    def hugepages(self) -> HugePages:
+        self.machine.attempt("hugepages")
+        running = (domain.plan for domain in self.machine.domains.values() if domain.running)
+        free = self.machine.hugepages - sum(map(_pages, running))
+        return HugePages(_PAGE_KIB, self.machine.hugepages, max(0, free))
+
+
+def _pages(domain: Domain) -> int:
+    return domain.memory_mib * 1024 // _PAGE_KIB if domain.hugepages else 0
 
 
 @dataclass

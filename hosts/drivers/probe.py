@@ -6,12 +6,14 @@ Each probe is bounded in time and answers with a Check; none raises for what it 
 from pathlib import Path
 from typing import NamedTuple
 
+from hosts.drivers.base import HostMemory
 from hosts.drivers.command import CommandFailed, may, run
 from hosts.drivers.connect import chosen_datapath_type, qemu_user
 from hosts.drivers.disks import QemuImg
 from hosts.drivers.domain_xml import ARCH, MACHINE, emulator_path
 from hosts.drivers.kvm import KVM_DEVICE, prove_kvm
 from hosts.drivers.libvirt_connection import LibvirtConnection
+from hosts.drivers.memory import LinuxMemory, hugetlbfs_mount
 from hosts.drivers.switch import OvsSwitch
 from schemas.config import HostConfig
 from schemas.errors import DriverError
@@ -36,7 +38,12 @@ class Check(NamedTuple):
 def check_drivers(config: HostConfig) -> tuple[Check, ...]:
     """All that drivers need on this host; takes up to 15 s where a daemon does not answer."""
     connection = LibvirtConnection(config.hypervisor.uri)
-    return (*_check_libvirt(connection, config), check_switch(config), *_check_tools(config))
+    return (
+        *_check_libvirt(connection, config),
+        check_switch(config),
+        *_check_tools(config),
+        *_check_hugepages(config),
+    )
 
 
 def check_libvirt(connection: LibvirtConnection) -> Check:
@@ -105,6 +112,21 @@ def check_dnsmasq() -> Check:
     return Check("dnsmasq", True, said.partition("  ")[0])
 
 
+def check_hugepages(memory: HostMemory, mount: str | None) -> Check:
+    """The kernel has huge pages, and libvirt finds them."""
+    try:
+        pages = memory.hugepages()
+    except DriverError as error:
+        return _failed("huge pages", error)
+    if not pages.size_kib:
+        return Check("huge pages", False, "this kernel has none", 'use memory_backing = "ordinary"')
+    detail = f"{pages.free} of {pages.total} are free, of {pages.size_kib} KiB"
+    if mount is None:
+        remedy = "mount -t hugetlbfs hugetlbfs /dev/hugepages, and restart libvirt"
+        return Check("huge pages", False, f"{detail}, but they are mounted nowhere", remedy)
+    return Check("huge pages", True, f"{detail}, at {mount}")
+
+
 def check_image(disks: QemuImg, image: Path) -> Check:
     """The base image can be used."""
     try:
@@ -148,6 +170,12 @@ def _check_libvirt(connection: LibvirtConnection, config: HostConfig) -> tuple[C
         *([check_image(disks, seed.image)] if seed.image else []),
         *(check_boot_file(disks, path) for path in (seed.kernel, seed.initrd) if path),
     )
+
+
+def _check_hugepages(config: HostConfig) -> tuple[Check, ...]:
+    if config.environments.memory_backing != "hugepages":
+        return ()
+    return (check_hugepages(LinuxMemory(), hugetlbfs_mount()),)
 
 
 def _check_tools(config: HostConfig) -> tuple[Check, ...]:

@@ -19,6 +19,7 @@ from hosts.drivers.dnsmasq import Dnsmasq
 from hosts.drivers.fake import FakeBridge, FakeDomain, FakeMachine, fake_drivers
 from hosts.drivers.hypervisor import LibvirtHypervisor
 from hosts.drivers.libvirt_connection import LibvirtConnection
+from hosts.drivers.memory import LinuxMemory
 from hosts.drivers.network import LinuxNetwork
 from hosts.drivers.switch import OvsSwitch, detect_datapath_type
 from schemas.plan import Domain
@@ -74,6 +75,9 @@ class Rig(Protocol):
 
     def address_holders(self, address: IPv4Address) -> dict[str, IPv4Interface]:
         """The devices that have `address`, and the prefix length that they have it with."""
+
+    def reserve_hugepages(self, mib: int) -> None:
+        """So much memory is huge pages, and no more."""
 
     def plant_image(self, name: str) -> Path:
         """A base image that can be used."""
@@ -139,6 +143,9 @@ class FakeRig:
             device: held for held, device in self.machine.addresses.items() if held.ip == address
         }
 
+    def reserve_hugepages(self, mib: int) -> None:
+        self.machine.hugepages = mib // 2
+
     def plant_image(self, name: str) -> Path:
         image = self.directory / name
         self.machine.images.add(image)
@@ -156,6 +163,7 @@ class RealRig:
         self.datapath_type = detect_datapath_type()
         self._made: list[Drivers] = []
         self._devices_before = self.devices()
+        self._pages_before = LinuxMemory().hugepages().total
         self.drivers = self.drivers_of(HOST)
 
     def drivers_of(self, host: str) -> Drivers:
@@ -167,6 +175,7 @@ class RealRig:
             network=LinuxNetwork(host, qemu.uid),
             addresses=Dnsmasq(BRIDGE, ADDRESS, self.directory),
             disks=QemuImg(qemu),
+            memory=LinuxMemory(),
         )
         self._made.append(drivers)
         return drivers
@@ -229,6 +238,10 @@ class RealRig:
             if info.get("local") == str(address)
         }
 
+    def reserve_hugepages(self, mib: int) -> None:
+        page_kib = self.drivers.memory.hugepages().size_kib
+        tool("sysctl", "-q", f"vm.nr_hugepages={mib * 1024 // page_kib}")
+
     def plant_image(self, name: str) -> Path:
         image = self.directory / name
         tool("qemu-img", "create", "-q", "-f", "qcow2", image, "1G")
@@ -246,6 +259,7 @@ class RealRig:
                 tool("virsh", "undefine", name, "--managed-save", "--snapshots-metadata")
         for name in self.bridges():
             tool("ovs-vsctl", "del-br", name)
+        tool("sysctl", "-q", f"vm.nr_hugepages={self._pages_before}")
         for name in self.devices() - self._devices_before:
             # The other end of a pair has gone with the first.
             if name in self.devices():

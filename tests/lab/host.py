@@ -34,6 +34,8 @@ for name in libvirt openvswitch testenv; do
 done
 mount --bind "$1/etc-libvirt" /etc/libvirt
 mount --bind "$1/etc-hosts" /etc/hosts
+mkdir /run/hugepages
+mount -t hugetlbfs hugetlbfs /run/hugepages
 mount --bind "$1/cache-libvirt" /var/cache/libvirt
 mount --bind "$1/log" /var/log
 mkdir /run/openvswitch
