@@ -48,6 +48,7 @@ class Holding:
         self._admission = admission
         self._next_generation = next_generation
         self._is_kept = False
+        self._asking = asyncio.Lock()
         self._changed = asyncio.Event()
         self.asked = asyncio.Event()
         """Set while it is held, or to be."""
@@ -84,16 +85,19 @@ class Holding:
         if request.for_s and request.for_s > self._holds.max_s:
             most = f"{self._holds.max_s:g} s ([hold] max_s)"
             raise HostError(f"{self._caretaker.id} may be held for {most}", remedy="ask for less")
-        before = self._stored
-        stored = _asked(before, request, min(DEFAULT_HOLD_S, self._holds.max_s))
-        if stored != before:
-            self._holds.put(self._caretaker.id, stored)
-            self._note(stored, "hold asked for")
-            self._await()
-            self._changed.set()
-        data = await self._take(stored, request.holder) if request.take and self._is_kept else None
-        now = self._stored or stored
-        return Held(hold=now.hold, data_file=data)
+        async with self._asking:
+            before = self._stored
+            stored = _asked(before, request, min(DEFAULT_HOLD_S, self._holds.max_s))
+            if stored != before:
+                self._holds.put(self._caretaker.id, stored)
+                self._note(stored, "hold asked for")
+                self._await()
+                self._changed.set()
+            data = None
+            if request.take and self._is_kept:
+                data = await self._take(stored, request.holder)
+            now = self._stored or stored
+            return Held(hold=now.hold, data_file=data)
 
     def release(self, why: str) -> bool:
         """Turn it over, if it is held; do not hold it, if it was to be. False if it was neither."""

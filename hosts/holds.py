@@ -31,7 +31,8 @@ class HoldLimits:
 
 @dataclass(frozen=True)
 class Leavings:
-    """What a lease has left: who `wishes_s` seconds of hold for it, None if its client does not."""
+    """What a lease has left. `wishes_s`: for how long its client wants that held; None if it does
+    not."""
 
     lease: Lease
     job: str
@@ -97,7 +98,8 @@ class Holds:
             self._held[env_id] = StoredHold(begun)
             return (put_hold(env_id, self._held[env_id]),)
         rule = next((rule for rule in self.autoholds if _applies(rule, left)), None)
-        hold = _wished(left) or (rule and _by_rule(rule))
+        wished = _wished(left)
+        hold = wished or (rule and _by_rule(rule))
         if not hold:
             return ()
         if why := self._no_room(env_id):
@@ -108,7 +110,7 @@ class Holds:
         self._held[env_id] = stored
         log.info("%s: held for %s", env_id, hold.asked_by)
         held = put_hold(env_id, stored)
-        if not rule or left.wishes_s:
+        if not rule or wished:
             return (held,)
         rule = rule.model_copy(update={"left": rule.left - 1})
         self._set(rule)
@@ -139,7 +141,7 @@ def _begun(hold: Hold, now: datetime, **left: str) -> Hold:
 
 
 def _wished(left: Leavings) -> Hold | None:
-    if left.wishes_s is None:
+    if left.wishes_s is None or not has_failed(left.ended):
         return None
     return Hold(
         for_s=left.wishes_s, reason="its job failed", asked_by=f"--hold-on-failure of {left.job}"

@@ -96,6 +96,12 @@ async def test_a_wish_beyond_the_limit_is_not_granted_and_an_operators_is_refuse
     holds.put(PEER, StoredHold(Hold(for_s=1)))
 
 
+async def test_a_wish_after_a_success_is_none(journal: Journal) -> None:
+    holds = holds_of(journal)
+    assert holds.after(leavings("exited", 0, wishes_s=90), NOON) == ()
+    assert holds[ENV] is None
+
+
 @pytest.mark.parametrize(
     ("reason", "exit_code", "is_held"),
     [
