@@ -62,6 +62,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
                 await process.wait()
     finally:
         _signal(process, signal.SIGKILL)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REST_S):
+                await process.wait()
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:

@@ -34,6 +34,14 @@ def planned(rig: Rig) -> HostPlan:
     return plan_host(config, Facts(memory_mib=65536, cpus=64, disk_gib=500))
 
 
+def built(rig: Rig, plan: HostPlan | None = None) -> tuple[Environment, Builder]:
+    """The one environment of `plan`, by default the small one, made; and what has made it."""
+    plan = plan or planned(rig)
+    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
+    builder.build(env)
+    return env, builder
+
+
 def plugged(rig: Rig) -> set[str]:
     """The environment's ports that are on any bridge."""
     return set().union(*rig.bridges().values())
@@ -42,9 +50,7 @@ def plugged(rig: Rig) -> set[str]:
 def test_a_fenced_environment_is_off_and_unplugged_and_turnover_plugs_it_in(
     rig: Rig,
 ) -> None:
-    plan = planned(rig)
-    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
-    builder.build(env)
+    env, builder = built(rig)
     for node in env.nodes:
         rig.drivers.hypervisor.start_domain(node.name)
     assert plugged(rig) == PORTS
@@ -85,9 +91,7 @@ def test_fencing_again_and_after_half_a_fence_or_half_a_turnover_converges(
 def test_what_a_holder_has_changed_is_told_by_the_fence_and_gone_after_turnover(
     rig: Rig,
 ) -> None:
-    plan = planned(rig)
-    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
-    builder.build(env)
+    env, builder = built(rig)
     assert builder.differences(env) == ()
     rig.set_memory(env.nodes[0].name, 96)
     rig.set_autostart(env.nodes[1].name)

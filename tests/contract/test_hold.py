@@ -5,16 +5,14 @@ from pathlib import Path
 from hosts.builder import Builder
 from schemas.plan import Environment
 from tests.contract.rigs import BRIDGE, RealRig, Rig
-from tests.contract.test_fence import PORTS, planned
+from tests.contract.test_fence import PORTS, built
 
 PUBLIC, PRIVATE = {"te1s0"}, PORTS - {"te1s0"}
 
 
 def in_use(rig: Rig) -> tuple[Environment, Builder]:
     """An environment whose machines all run."""
-    plan = planned(rig)
-    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
-    builder.build(env)
+    env, builder = built(rig)
     for node in env.nodes:
         rig.drivers.hypervisor.start_domain(node.name)
     return env, builder

@@ -2,12 +2,12 @@
 
 import pytest
 
-from hosts.builder import Builder
 from hosts.plan import plan_host
 from schemas.config import HostConfig
 from schemas.errors import TooFewHugePages
-from schemas.plan import Environment, Facts, HostPlan
+from schemas.plan import Facts, HostPlan
 from tests.contract.rigs import ADDRESS, BRIDGE, HOST, Rig
+from tests.contract.test_fence import built
 
 EACH_MIB = 64
 
@@ -36,17 +36,10 @@ def free_mib(rig: Rig) -> int:
     return pages.free * pages.size_kib // 1024
 
 
-def made(rig: Rig) -> tuple[Environment, Builder]:
-    plan = planned(rig)
-    env, builder = plan.environments[0], Builder(plan, rig.drivers, rig.directory)
-    builder.build(env)
-    return env, builder
-
-
 def test_a_guest_takes_its_memory_from_the_pages_and_gives_it_back(rig: Rig) -> None:
     rig.reserve_hugepages(4 * EACH_MIB)
     before = free_mib(rig)
-    env, builder = made(rig)
+    env, builder = built(rig, planned(rig))
     assert free_mib(rig) == before - EACH_MIB
     for node in env.nodes:
         rig.drivers.hypervisor.start_domain(node.name)
@@ -60,7 +53,7 @@ def test_a_guest_takes_its_memory_from_the_pages_and_gives_it_back(rig: Rig) -> 
 
 def test_too_few_free_pages_are_said_before_a_guest_fails_for_them(rig: Rig) -> None:
     rig.reserve_hugepages(4 * EACH_MIB)
-    env, builder = made(rig)
+    env, builder = built(rig, planned(rig))
     builder.fence(env)
     rig.reserve_hugepages(2 * EACH_MIB)
     with pytest.raises(TooFewHugePages) as caught:

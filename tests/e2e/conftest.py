@@ -17,17 +17,11 @@ def lab_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="module", params=sorted(BROKERS))
 def fleet(request: pytest.FixtureRequest, lab_fleet: Fleet) -> Iterator[Fleet]:
     """A broker and both agents, four environments ready; destroyed again afterwards."""
-    hosts = list(lab_fleet.lab.hosts.values())
-    with lab_fleet.broker(request.param):
-        try:
-            for host in hosts:
-                lab_fleet.start_agent(host)
-            lab_fleet.wait_for_states(ALL_READY)
-            yield lab_fleet
-        finally:
-            lab_fleet.stop_agents()
-            for host in hosts:
-                lab_fleet.admin(host, "destroy", "--yes")
+    with lab_fleet.serving(request.param):
+        for host in lab_fleet.lab.hosts.values():
+            lab_fleet.start_agent(host)
+        lab_fleet.wait_for_states(ALL_READY)
+        yield lab_fleet
 
 
 ALL_READY = {"te1/1": "ready", "te1/2": "ready", "te2/1": "ready", "te2/2": "ready"}

@@ -77,6 +77,29 @@ class Fleet:
                 broker.terminate()
                 broker.wait(timeout=20)
 
+    @contextmanager
+    def serving(self, broker: str = "testenv-broker") -> Iterator[None]:
+        """A broker. Afterwards no agent runs; hosts are empty, and configured as at first."""
+        with self.broker(broker):
+            try:
+                yield
+            finally:
+                self.stop_agents()
+                for number, host in enumerate(self.lab.hosts.values(), start=1):
+                    self.configure(host, config_text(host, number))
+                    self.admin(host, "destroy", "--yes")
+
+    @contextmanager
+    def serving_one(self, more: str = "") -> Iterator[LabHost]:
+        """The same, with one environment, te1/1, which is ready: its host. `more`: what its
+        configuration says besides."""
+        te1 = self.lab.hosts["te1"]
+        with self.serving():
+            self.configure(te1, config_text(te1, 1, count=1) + more)
+            self.start_agent(te1)
+            self.wait_for_states({"te1/1": "ready"})
+            yield te1
+
     def configure(self, host: LabHost, text: str) -> Path:
         """Write the host's configuration; its path as the host sees it."""
         path = Path("/var/lib/testenv/host.toml")

@@ -14,14 +14,8 @@ TE1_READY = {"te1/1": "ready", "te1/2": "ready"}
 @pytest.fixture
 def alone(lab_fleet: Fleet) -> Iterator[Fleet]:
     """A broker, and no agent yet; te1 is destroyed afterwards."""
-    te1 = lab_fleet.lab.hosts["te1"]
-    with lab_fleet.broker("testenv-broker"):
-        try:
-            yield lab_fleet
-        finally:
-            lab_fleet.stop_agents()
-            lab_fleet.configure(te1, config_text(te1, 1))
-            lab_fleet.admin(te1, "destroy", "--yes")
+    with lab_fleet.serving():
+        yield lab_fleet
 
 
 @pytest.fixture

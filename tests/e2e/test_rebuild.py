@@ -25,18 +25,12 @@ def configure(fleet: Fleet, *, node_memory_mib: int = 256) -> None:
 @pytest.fixture
 def fleet(lab_fleet: Fleet) -> Iterator[Fleet]:
     """A broker and two hosts; both are destroyed afterwards."""
-    with lab_fleet.broker("testenv-broker"):
-        try:
-            configure(lab_fleet)
-            for host in lab_fleet.lab.hosts.values():
-                lab_fleet.start_agent(host)
-            lab_fleet.wait_for_states(READY)
-            yield lab_fleet
-        finally:
-            lab_fleet.stop_agents()
-            for number, host in enumerate(lab_fleet.lab.hosts.values(), start=1):
-                lab_fleet.configure(host, config_text(host, number))
-                lab_fleet.admin(host, "destroy", "--yes")
+    with lab_fleet.serving():
+        configure(lab_fleet)
+        for host in lab_fleet.lab.hosts.values():
+            lab_fleet.start_agent(host)
+        lab_fleet.wait_for_states(READY)
+        yield lab_fleet
 
 
 def node_memory_mib(host: LabHost) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.fleet import Fleet, config_text
+from tests.e2e.fleet import Fleet
 from tests.lab import LabHost
 
 SEED, FIRST, SECOND = "seed_1", "baremetalbrbm1_0", "baremetalbrbm1_1"
@@ -16,17 +16,8 @@ DISKS = "/var/lib/testenv/disks"
 @pytest.fixture
 def fleet(lab_fleet: Fleet) -> Iterator[Fleet]:
     """A broker, and te1's agent with one environment; destroyed afterwards."""
-    te1 = lab_fleet.lab.hosts["te1"]
-    with lab_fleet.broker("testenv-broker"):
-        try:
-            lab_fleet.configure(te1, config_text(te1, 1, count=1))
-            lab_fleet.start_agent(te1)
-            lab_fleet.wait_for_states({"te1/1": "ready"})
-            yield lab_fleet
-        finally:
-            lab_fleet.stop_agents()
-            lab_fleet.configure(te1, config_text(te1, 1))
-            lab_fleet.admin(te1, "destroy", "--yes")
+    with lab_fleet.serving_one():
+        yield lab_fleet
 
 
 def environment(host: LabHost) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Operators' commands on a broker, two agents and running jobs, all real processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_a_lease_that_cannot_be_revoked_is_named_and_not_waited_for(scene: Scene
         drain = ("drain", host.name, "--deadline", "0s", "--revoke", "--yes")
         said = scene.operator.types(*drain)
     finally:
-        holder.kill()
+        os.killpg(holder.pid, signal.SIGKILL)  # with its command, which would outlive it
         holder.wait(timeout=BOUND_S)
     assert said.status == ExitStatus.STILL_LEASED
     assert "version 1" in said.out
