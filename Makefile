@@ -1,7 +1,7 @@
 # The README's commands. `make help` lists them.
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
-CLIENT_TESTS := $(wildcard tests/functional/test_client_*.py tests/functional/test_lease_*.py)
+CLIENT_TESTS := $(wildcard $(addprefix tests/functional/test_, client_*.py lease_*.py slot.py revoke.py))
 LAB := $(BIN)/python -m tests.lab
 FUZZ_SECONDS ?= 60
 RUNS ?= 20
@@ -9,7 +9,7 @@ MINUTES ?= 10
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type unit contract functional functional-clients functional-servers deaths fuzz chaos chaos-short e2e bench schemas constraints clean
+.PHONY: help setup demo test check static lint type unit contract functional functional-clients functional-servers deaths fuzz chaos chaos-short e2e bench schemas constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,10 @@ test: setup check ## all tests, with real VMs on real Open vSwitch
 	$(MAKE) functional chaos-short e2e
 	@echo "all tests passed"
 
-check: lint type unit ## ruff, mypy, import rules, unit tests
+check: ## ruff, mypy, import rules, unit tests
+	.ci/at-once unit static
+
+static: lint type
 
 lint: ## ruff and the import rules
 	$(BIN)/ruff check
