@@ -4,11 +4,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from schemas.legs import MAX_HOLD_S
 from schemas.lock import for_people
 from schemas.names import UNVERIFIED
 from schemas.terms import Terms
+
+AUTOHOLD_ID = r"^[A-Za-z0-9-]{1,32}$"
+
+MAX_AUTOHOLD = 1000
+"""Environments that one rule may hold on a host."""
 
 Reason = Annotated[str, AfterValidator(for_people)]
 """For jobs, people and the journal."""
@@ -81,11 +87,11 @@ class Hold(Wire):
 class Autohold(Wire):
     """Hold what the next `left` failing jobs leave on this host."""
 
-    id: str
-    job: str
+    id: Annotated[str, StringConstraints(pattern=AUTOHOLD_ID)]
+    job: Reason
     """A glob for the job's name."""
-    left: int = Field(ge=0)
-    for_s: float = Field(gt=0)
+    left: int = Field(ge=0, le=MAX_AUTOHOLD)
+    for_s: float = Field(gt=0, le=MAX_HOLD_S)
     reason: Reason = ""
     asked_by: Reason = ""
 

@@ -1,6 +1,7 @@
 """Environments kept for people, as commands: hold, unhold, holds, autohold."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from broker.people import console
 from schemas.control import DEFAULT_HOLD_S, AutoholdRequest, Held, HoldRequest, UnholdRequest
 from schemas.errors import ConfigError, HostError
 from schemas.names import random_id
-from schemas.status import Autohold, EnvironmentReport
+from schemas.status import AUTOHOLD_ID, MAX_AUTOHOLD, Autohold, EnvironmentReport
 from testenv import tables
 from testenv.duration import duration
 from testenv.hold import hold, holds_of, person, report_of
@@ -156,7 +157,7 @@ def list_holds(brokers: BrokerOptions, as_json: bool) -> None:
 @click.option("--job", metavar="PATTERN", help="A glob for the job's name (testenv-client -n).")
 @click.option(
     "--count",
-    type=click.IntRange(1, 1000),
+    type=click.IntRange(1, MAX_AUTOHOLD),
     default=1,
     show_default=True,
     metavar="N",
@@ -208,6 +209,10 @@ def _rule(
 ) -> Autohold:
     if (job is None) == (rule_id is None):
         raise ConfigError("autohold", "needs either --job PATTERN or --remove ID")
+    if rule_id is not None and not re.fullmatch(AUTOHOLD_ID, rule_id):
+        raise ConfigError(
+            "--remove", f"{rule_id!r} is no autohold's id", remedy="see testenv holds"
+        )
     if job is None:
         return Autohold(id=rule_id or "", job="", left=0, for_s=1)
     if not job.isprintable() or not job:

@@ -277,6 +277,7 @@ def test_a_drain_waits_for_a_hold_and_says_for_whom(scene: Scene) -> None:
         (("unhold", "nowhere/1"), 1, "there is no environment nowhere/1"),
         (("autohold",), 2, "needs either --job PATTERN or --remove ID"),
         (("autohold", "--job", "a", "--remove", "b"), 2, "needs either"),
+        (("autohold", "--remove", "7c31 f9a0"), 2, "'7c31 f9a0' is no autohold's id"),
         (("autohold", "--job", ""), 2, "is no glob for a name"),
         (("autohold", "--job", "a", "--for", "0s"), 2, "must be more than 0s"),
         (("autohold", "--job", "a", "ENV"), 1, "an autohold is for whole hosts"),

@@ -191,3 +191,23 @@ async def test_what_it_does_not_understand_is_refused_in_words(
             await Control(desk.agent, desk.journal).answer(json.dumps(asked).encode())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"id": "\x1b[2J"},
+        {"id": ""},
+        {"for_s": 0},
+        {"for_s": 1e12},
+        {"left": -1},
+        {"left": 10**9},
+    ],
+)
+async def test_a_rule_that_cannot_be_kept_is_refused(rule: dict[str, Any], tmp_path: Path) -> None:
+    good = {"id": "7c31f9a0", "job": "gate-*", "left": 1, "for_s": 60}
+    async with desk_at(tmp_path) as desk:
+        assert (await desk.change("autohold", rule=good)).changed == ("te1",)
+        with pytest.raises(HostError, match="operator request not understood"):
+            await desk.change("autohold", rule=good | rule)
+        assert [each.left for each in desk.agent.holds.autoholds] == [1]
